@@ -1,0 +1,54 @@
+# make demo: trains a small Mamba and lets it write.  make test: the whole suite.  make check: style and types.
+TORCH ?= torch==2.13.0
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+CONSTRAINT := $(VENV)/torch.txt
+
+MAKEFLAGS += --no-print-directory
+
+.PHONY: .venv native check test test-slow demo clean FORCE
+
+.venv: $(INSTALLED)
+
+# torch goes first, so that the package finds the wanted build of it and never pulls another.
+$(INSTALLED): pyproject.toml $(CONSTRAINT)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install "$(TORCH)"
+	$(BIN)/python -m pip install --constraint $(CONSTRAINT) --editable ".[dev,plots]"
+	touch $@
+
+$(CONSTRAINT): FORCE
+	@mkdir -p $(VENV)
+	@echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@
+
+# An installation falls back to plain torch when the library does not build; here that is an error.
+native: $(INSTALLED)
+	@if for cxx in $$CXX c++ g++ clang++; do command -v $$cxx && break; done | grep -q .; then \
+	    $(BIN)/cmake -S . -B build/native --log-level=WARNING && \
+	    $(BIN)/cmake --build build/native && \
+	    $(BIN)/cmake --install build/native && \
+	    $(BIN)/python -c "from selective_ssm.ops import native; native.load()"; \
+	else \
+	    echo "no C++ compiler: the CPU library is not built, the reference backend serves"; \
+	fi
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: native
+	$(BIN)/python -m pytest
+
+test-slow: native
+	$(BIN)/python -m pytest -m slow
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+clean:
+	rm -rf build dist src/selective_ssm/_native .hypothesis .pytest_cache .ruff_cache
+	find src tests examples -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Selective state space models (Mamba) for PyTorch."""
