@@ -1,0 +1,167 @@
+"""The causal depthwise convolution in plain torch: the specification that every kernel is held against.
+
+Legend: B batch, L length, D channels, K width, S sequences in a row, H = K - 1 inputs of history.
+
+Each sequence is read as its history followed by its tokens, so that the output at position p is the sum over k of
+weight_k times entry p + k. All histories and the row lie in one pool (B, S H + L, D), of which entries are gathered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from selective_ssm.ops import sequences
+from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
+from selective_ssm.ops.sequences import Order
+
+
+def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, None]:
+    """Returns out (B, L, D) and the final state (B or S, D, K - 1); `backward` needs nothing but the inputs."""
+    x = inputs.x
+    pool = _Pool.of(inputs, options)
+    values = pool.fill(inputs)
+    out = _activate(_convolve(values, pool, inputs), options.activation).to(x.dtype)
+    final = values.index_select(1, pool.final_slots().flatten())
+    return out, pool.as_states(final).to(x.dtype), None
+
+
+def saved_shape(inputs: Inputs) -> tuple[int, ...]:
+    """Nothing is kept."""
+    return (0,)
+
+
+def backward(
+    d_out: Tensor, d_final: Tensor | None, saved: Tensor, inputs: Inputs, options: Options
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The gradients of x, weight, bias and initial_state, in their dtypes; None where there is no input."""
+    x, weight, bias, initial_state, _ = inputs
+    pool = _Pool.of(inputs, options)
+    values = pool.fill(inputs)
+    d_pre = d_out.to(values.dtype)
+    if options.activation == "silu":
+        pre = _convolve(values, pool, inputs)
+        gate = pre.sigmoid()
+        d_pre = d_pre * gate * (1 + pre * (1 - gate))
+    width = weight.shape[1]
+    taps = [(d_pre * values.index_select(1, pool.entry_slots(k))).sum((0, 1)) for k in range(width)]
+
+    or_zero = torch.cat([torch.zeros_like(d_pre[:, :1]), d_pre], 1)
+    d_values = torch.zeros_like(values)
+    for k in range(width):
+        d_values.addcmul_(or_zero.index_select(1, pool.readers(k)), weight[:, k].to(values.dtype))
+    if d_final is not None:
+        d_values.index_add_(1, pool.final_slots().flatten(), pool.as_entries(d_final.to(values.dtype)))
+    histories = d_values.shape[1] - x.shape[1]
+    return (
+        d_values[:, histories:].to(x.dtype),
+        torch.stack(taps, -1).to(weight.dtype),
+        None if bias is None else d_pre.sum((0, 1)).to(bias.dtype),
+        None if initial_state is None else pool.as_states(d_values[:, :histories]).to(initial_state.dtype),
+    )
+
+
+def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> Tensor:
+    """One token: updates `state` (slots, D, K - 1) in place and returns out (B, D)."""
+    if state_indices is None:
+        return _step(state, inputs, options)
+    rows = (state_indices >= 0).nonzero().squeeze(1)
+    slots = state_indices[rows]
+    held = state[slots]
+    out = torch.zeros_like(inputs.x)
+    out[rows] = _step(held, inputs._replace(x=inputs.x[rows]), options)
+    state[slots] = held
+    return out
+
+
+def _step(state: Tensor, inputs: StepInputs, options: Options) -> Tensor:
+    x, weight, bias = inputs
+    wide = _wide(x)
+    entries = torch.cat([state.to(wide), x.to(wide).unsqueeze(-1)], -1)
+    out = (entries * weight.to(wide)).sum(-1)
+    if state.shape[-1] > 0:
+        state.copy_(entries[..., 1:])
+    return _activate(out if bias is None else out + bias.to(wide), options.activation).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Where the entries of each sequence lie in the pool: S histories of H entries, then the row."""
+
+    order: Order
+    packed: bool
+    length: int
+    history: int
+
+    @classmethod
+    def of(cls, inputs: Inputs, options: Options) -> _Pool:
+        x, weight, _, _, cu_seqlens = inputs
+        offsets = sequences.boundaries(x.shape[1], cu_seqlens, x.device)
+        return cls(Order(offsets, options.reverse), cu_seqlens is not None, x.shape[1], weight.shape[1] - 1)
+
+    def fill(self, inputs: Inputs) -> Tensor:
+        """(B, S H + L, D) the pool's values; a history that is not given is zero."""
+        x = inputs.x.to(_wide(inputs.x))
+        if inputs.initial_state is None:
+            history = x.new_zeros(x.shape[0], len(self.order.lengths) * self.history, x.shape[2])
+        else:
+            history = self.as_entries(inputs.initial_state.to(x.dtype))
+        return torch.cat([history, x], 1)
+
+    def entry_slots(self, k: int) -> Tensor:
+        """(L,) where the entry lies that each token's output reads with weight k."""
+        sequence, position = self.order.find(self.length)
+        return self._slot(sequence, position + k)
+
+    def final_slots(self) -> Tensor:
+        """(S, H) where each sequence's last H entries lie."""
+        sequence = torch.arange(len(self.order.lengths), device=self.order.offsets.device)[:, None]
+        entry = self.order.lengths[:, None] + torch.arange(self.history, device=sequence.device)
+        return self._slot(sequence, entry)
+
+    def readers(self, k: int) -> Tensor:
+        """(S H + L,) one more than the token whose output reads each entry with weight k; 0 where none does."""
+        count = len(self.order.lengths)
+        histories = torch.arange(count * self.history, device=self.order.offsets.device)
+        sequence, position = self.order.find(self.length)
+        sequence = torch.cat([histories // max(self.history, 1), sequence])
+        position = torch.cat([histories % max(self.history, 1), position + self.history]) - k
+        is_token = (position >= 0) & (position < self.order.lengths[sequence])
+        token = self.order.token(sequence, position).clamp(0, self.length - 1)
+        return torch.where(is_token, token + 1, 0)
+
+    def as_entries(self, states: Tensor) -> Tensor:
+        """(B or S, D, H) -> (B, S H, D)."""
+        entries = states.transpose(1, 2)
+        return entries.flatten(0, 1).unsqueeze(0) if self.packed else entries
+
+    def as_states(self, entries: Tensor) -> Tensor:
+        """(B, S H, D) -> (B or S, D, H)."""
+        states = entries.squeeze(0).unflatten(0, (len(self.order.lengths), self.history)) if self.packed else entries
+        return states.transpose(1, 2).contiguous()
+
+    def _slot(self, sequence: Tensor, entry: Tensor) -> Tensor:
+        histories = len(self.order.lengths) * self.history
+        token = self.order.token(sequence, entry - self.history).clamp(0, self.length - 1)
+        return torch.where(entry < self.history, sequence * self.history + entry, histories + token)
+
+
+def _convolve(values: Tensor, pool: _Pool, inputs: Inputs) -> Tensor:
+    """Bias + sum_k weight_k entry_{p + k}."""
+    batch, length, channels = inputs.x.shape
+    out = values.new_zeros(batch, length, channels) if inputs.bias is None else inputs.bias.to(values.dtype)
+    for k, weight in enumerate(inputs.weight.to(values.dtype).unbind(1)):
+        out = torch.addcmul(out, values.index_select(1, pool.entry_slots(k)), weight)
+    return out
+
+
+def _activate(x: Tensor, activation: str | None) -> Tensor:
+    return F.silu(x) if activation == "silu" else x
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """The precision of the computation: fp32, or float64 for float64 inputs."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -1,0 +1,99 @@
+"""Checks at an operator's public door: each failure is one sentence that says what came and what was expected."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LOW_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+INDEX_DTYPES = (torch.int32, torch.int64)
+
+
+def shape(name: str, x: Tensor, legend: str, sizes: dict[str, int]) -> None:
+    """Compares a shape with a legend such as "B L D"; a letter met for the first time takes its size from `x`."""
+    letters = legend.split()
+    if x.dim() == len(letters) and all(sizes.setdefault(k, n) == n for k, n in zip(letters, x.shape, strict=True)):
+        return
+    known = ", ".join(f"{k} = {sizes[k]}" for k in letters if k in sizes)
+    expected = f"({', '.join(letters)})" + (f" with {known}" if known else "")
+    raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
+
+
+def dtype(name: str, x: Tensor, allowed: Iterable[torch.dtype]) -> None:
+    """Compares a dtype with those that are accepted."""
+    if x.dtype not in allowed:
+        raise TypeError(f"{name} has dtype {_short(x.dtype)}; expected {' or '.join(map(_short, allowed))}")
+
+
+def device(name: str, x: Tensor, expected: torch.device) -> None:
+    """Compares a device with the sequence's."""
+    if x.device != expected:
+        raise ValueError(f"{name} is on {x.device}, the sequence on {expected}; move one to the other")
+
+
+def channel_last(name: str, x: Tensor) -> None:
+    """Asks for a unit stride in the last axis, which kernels read as it lies in memory."""
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        raise ValueError(f"{name} has stride {x.stride(-1)} along its last axis; expected 1: call .contiguous() first")
+
+
+def choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Compares an option with those there are."""
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(repr, allowed))}")
+
+
+def cu_seqlens(offsets: Tensor, batch: int, length: int) -> None:
+    """`offsets` must hold S + 1 non-decreasing positions from 0 to L of a single row."""
+    dtype("cu_seqlens", offsets, INDEX_DTYPES)
+    if offsets.dim() != 1 or offsets.shape[0] < 2:
+        raise ValueError(f"cu_seqlens has shape {tuple(offsets.shape)}; expected (S + 1,) for S >= 1 packed sequences")
+    if batch != 1:
+        raise ValueError(f"packed sequences lie in one row, but the batch is {batch}; expected 1 with cu_seqlens")
+    if not _values_can_be_read(offsets):
+        return
+    values = offsets.tolist()
+    if values[0] != 0 or values[-1] != length or any(a > b for a, b in itertools.pairwise(values)):
+        raise ValueError(f"cu_seqlens is {_head(values)}; expected non-decreasing values from 0 to L = {length}")
+
+
+def state_indices(indices: Tensor, batch: int, slots: int) -> None:
+    """`indices` must name a different slot for each row; a negative one marks padding."""
+    dtype("state_indices", indices, INDEX_DTYPES)
+    if tuple(indices.shape) != (batch,):
+        raise ValueError(f"state_indices has shape {tuple(indices.shape)}; expected (B,) = ({batch},)")
+    if not _values_can_be_read(indices):
+        return
+    used = [i for i in indices.tolist() if i >= 0]
+    if used and max(used) >= slots:
+        raise ValueError(f"state_indices names slot {max(used)}, but the state has {slots}; expected 0 ... {slots - 1}")
+    if len(set(used)) < len(used):
+        raise ValueError(f"state_indices is {_head(indices.tolist())}; expected a different slot for each row")
+
+
+def autocast(x: Tensor | None, sequence: Tensor) -> Any:
+    """Casts what may be in low precision to the autocast dtype, where autocast is on for the sequence's device."""
+    kind = sequence.device.type
+    if x is None or x.is_complex() or sequence.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def _values_can_be_read(x: Tensor) -> bool:
+    """Reading values elsewhere would make the host wait for the device, or break a graph that is being recorded."""
+    if torch.compiler.is_compiling() or x.is_meta or type(x) is not Tensor:
+        return False
+    return x.device.type == "cpu" or os.environ.get("SELECTIVE_SSM_CHECK") == "1"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _head(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, ...]"

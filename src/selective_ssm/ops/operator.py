@@ -1,0 +1,214 @@
+"""How a sequence operator of ours becomes one of torch's: registered once, for every backend it has.
+
+An operator `name` gives rise to three in torch's library `selective_ssm`:
+
+- `name`: (inputs, options) -> (out, final_state, saved), the last two of size zero where not asked for;
+- `name_backward`: the gradients of the inputs, by an explicit formula, which itself has none;
+- `name_step`: one token; changes its state in place and carries no gradient.
+
+Each asks `dispatch.choose` when it runs, so that compiled programs choose as eager ones do.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from selective_ssm.ops.dispatch import Case, choose
+
+_LIBRARY = torch.library.Library("selective_ssm", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+_SCHEMA_TYPES = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    bool: "bool",
+    str: "str",
+    str | None: "str?",
+}
+
+
+class Backend(Protocol):
+    """What a module must offer to run an operator; it is handed checked, non-empty inputs."""
+
+    def forward(self, inputs: Any, options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The output, the final state, and what `backward` will need."""
+        ...
+
+    def backward(
+        self, d_out: Tensor, d_final: Tensor | None, saved: Tensor, inputs: Any, options: Any
+    ) -> tuple[Tensor | None, ...]:
+        """The gradient of each differentiable input, None where the input is None."""
+        ...
+
+    def saved_shape(self, inputs: Any) -> tuple[int, ...]:
+        """The shape of what `forward` keeps, from sizes alone; (0,) for nothing."""
+        ...
+
+    def step(self, state: Tensor, inputs: Any, options: Any, state_indices: Tensor | None) -> Tensor:
+        """One token."""
+        ...
+
+
+class Operator:
+    """A sequence operator: its registration, and the calls that its public functions end in.
+
+    Its arguments are three NamedTuples. `inputs` are the tensors: the sequence first, `initial_state` among them, and
+    `cu_seqlens`, the one that is not differentiable, last; `step_inputs` those of a step; `options` the rest.
+    `state_like` makes the zero state of so many rows.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: type[Any],
+        step_inputs: type[Any],
+        options: type[Any],
+        state_like: Callable[[Any, int], Tensor],
+        backends: Mapping[str, Backend],
+    ) -> None:
+        self.name, self.backends = name, backends
+        self._inputs, self._step_inputs, self._options = inputs, step_inputs, options
+        self._state_like = state_like
+        self._register()
+
+    def __call__(
+        self, inputs: Any, options: Any, return_final_state: bool, backend: str | None
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The output, with the final state where it is asked for."""
+        save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+        call = getattr(torch.ops.selective_ssm, self.name)
+        out, final_state, _ = call(*inputs, *options, return_final_state, save, backend)
+        return (out, final_state) if return_final_state else out
+
+    def step(
+        self, state: Tensor, inputs: Any, options: Any, state_indices: Tensor | None, backend: str | None
+    ) -> Tensor:
+        """One token's output; `state` is updated in place."""
+        call = getattr(torch.ops.selective_ssm, f"{self.name}_step")
+        with torch.no_grad():
+            return call(state, *inputs, *options, state_indices, backend)
+
+    def _register(self) -> None:
+        name, options = self.name, _schema(self._options)
+        inputs, step_inputs = _schema(self._inputs), _schema(self._step_inputs)
+        gradients = ", ".join(["Tensor"] * (len(self._inputs._fields) - 1))
+        self._define(
+            f"{name}({inputs}, {options}, bool return_final_state, bool save, str? backend)"
+            " -> (Tensor out, Tensor final_state, Tensor saved)",
+            self._forward,
+            self._fake_forward,
+        )
+        self._define(
+            f"{name}_backward(Tensor d_out, Tensor? d_final, Tensor saved, {inputs}, {options}, str? backend)"
+            f" -> ({gradients})",
+            self._backward,
+            self._fake_backward,
+        )
+        self._define(
+            f"{name}_step(Tensor(a!) state, {step_inputs}, {options}, Tensor? state_indices, str? backend) -> Tensor",
+            self._step,
+            self._fake_step,
+        )
+        torch.library.register_autograd(
+            f"selective_ssm::{name}", self._differentiate, setup_context=self._remember, lib=_LIBRARY
+        )
+        torch.library.register_autograd(f"selective_ssm::{name}_backward", self._refuse_twice, lib=_LIBRARY)
+
+    def _define(self, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+        name = schema.partition("(")[0]
+        _LIBRARY.define(schema, tags=_TAGS)
+        _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"selective_ssm::{name}", fake, lib=_LIBRARY)
+
+    def _forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        inputs, options, (return_final_state, save, backend) = self._split(arguments)
+        chosen = self._choose("", inputs, backend)
+        if inputs[0].numel() == 0:
+            out, final_state, saved = *self._hand_through(inputs), None
+        else:
+            out, final_state, saved = chosen.forward(inputs, options)
+        return _or_empty((out, final_state if return_final_state else None, saved if save else None), inputs[0])
+
+    def _fake_forward(self, *arguments: Any) -> tuple[Tensor, ...]:
+        inputs, _, (return_final_state, save, backend) = self._split(arguments)
+        out, state = self._hand_through(inputs)
+        saved = state.new_empty(self._choose("", inputs, backend).saved_shape(inputs)) if save else None
+        return _or_empty((out, state if return_final_state else None, saved), inputs[0])
+
+    def _backward(self, d_out: Tensor, d_final: Tensor | None, saved: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        inputs, options, (backend,) = self._split(arguments)
+        chosen = self._choose("", inputs, backend)
+        if inputs[0].numel() > 0:
+            return _or_empty(chosen.backward(d_out, d_final, saved, inputs, options), inputs[0])
+        zeros = {name: None if x is None else torch.zeros_like(x) for name, x in inputs._asdict().items()}
+        if inputs.initial_state is not None and d_final is not None:
+            zeros["initial_state"] = d_final.to(inputs.initial_state.dtype, copy=True)
+        return _or_empty(list(zeros.values())[:-1], inputs[0])
+
+    def _fake_backward(
+        self, d_out: Tensor, d_final: Tensor | None, saved: Tensor, *arguments: Any
+    ) -> tuple[Tensor, ...]:
+        inputs, _, _ = self._split(arguments)
+        return _or_empty([None if x is None else x.new_empty(x.shape) for x in inputs[:-1]], inputs[0])
+
+    def _step(self, state: Tensor, *arguments: Any) -> Tensor:
+        *rest, state_indices, backend = arguments
+        n = len(self._step_inputs._fields)
+        inputs, options = self._step_inputs(*rest[:n]), self._options(*rest[n:])
+        return self._choose("_step", inputs, backend).step(state, inputs, options, state_indices)
+
+    def _fake_step(self, state: Tensor, sequence: Tensor, *_: Any) -> Tensor:
+        return sequence.new_empty(sequence.shape)
+
+    def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        tensors, options, (return_final_state, _, backend) = self._split(inputs)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[2], *tensors)
+        ctx.options, ctx.backend, ctx.has_final_state = options, backend, return_final_state
+
+    def _differentiate(self, ctx: Any, d_out: Tensor | None, d_final: Tensor | None, _: Tensor | None) -> Any:
+        saved, *tensors = ctx.saved_tensors
+        inputs = self._inputs(*tensors)
+        d_out = torch.zeros_like(tensors[0]) if d_out is None else d_out
+        d_final = d_final if ctx.has_final_state else None
+        call = getattr(torch.ops.selective_ssm, f"{self.name}_backward")
+        gradients = call(d_out, d_final, saved, *inputs, *ctx.options, ctx.backend)
+        present = [None if x is None else gradient for x, gradient in zip(tensors[:-1], gradients, strict=True)]
+        others = len(["cu_seqlens"]) + len(ctx.options) + len(["return_final_state", "save", "backend"])
+        return (*present, *[None] * others)
+
+    def _refuse_twice(self, ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError(f"{self.name} cannot be differentiated twice: its backward is a closed form of its own")
+
+    def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]]:
+        """The flat arguments of a registered operator as (inputs, options, flags)."""
+        n = len(self._inputs._fields)
+        m = n + len(self._options._fields)
+        return self._inputs(*arguments[:n]), self._options(*arguments[n:m]), arguments[m:]
+
+    def _choose(self, suffix: str, inputs: Any, backend: str | None) -> Backend:
+        complex_state = any(x is not None and x.is_complex() for x in inputs)
+        case = Case(self.name + suffix, inputs[0].device.type, inputs[0].dtype, complex_state)
+        return self.backends[choose(case, backend)]
+
+    def _hand_through(self, inputs: Any) -> tuple[Tensor, Tensor]:
+        """The result without elements: states are handed through, as copies. Also the shape of every result."""
+        rows = inputs[0].shape[0] if inputs.cu_seqlens is None else inputs.cu_seqlens.shape[0] - 1
+        state = self._state_like(inputs, rows)
+        if inputs.initial_state is not None:
+            state = inputs.initial_state.to(state.dtype, copy=True)
+        return inputs[0].new_empty(inputs[0].shape), state
+
+
+def _schema(fields: type[Any]) -> str:
+    """The arguments of a torch operator, from a NamedTuple's annotations."""
+    return ", ".join(f"{_SCHEMA_TYPES[kind]} {name}" for name, kind in typing.get_type_hints(fields).items())
+
+
+def _or_empty(tensors: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
+    """Stands a tensor of size zero in for each None: a registered operator always returns tensors."""
+    return tuple(like.new_empty(0) if x is None else x for x in tensors)
