@@ -1,0 +1,181 @@
+"""S4D, the diagonal time-invariant SSM: a long convolution over whole sequences, a recurrence token by token.
+
+Legend: B batch, L length, D channels, N state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selective_ssm.errors import choice
+from selective_ssm.layers.diagonal import DiagonalConfig, diagonal, pairs_as_complex, zero_delta
+from selective_ssm.layers.mixer import State, in_float32
+from selective_ssm.layers.ssm import InnerSSM
+from selective_ssm.ops import selective_scan, selective_scan_step
+
+
+@dataclass(frozen=True, kw_only=True)
+class S4DConfig(DiagonalConfig):
+    """What an S4D is made of.
+
+    Args:
+        d_state: real numbers of state a channel; a complex state counts two.
+        a_init: how A starts: "real" A_n = -(n + 1), or complex, "lin" A_n = -1/2 + π n i, "inv"
+            A_n = -1/2 + i N/π (N / (2n + 1) - 1).
+        discretization: "zoh" (exact) or "euler" (B̄ = ΔB).
+        skip: whether D·x is added to the output.
+        dt_min: smallest Δ drawn at the start.
+        dt_max: largest Δ drawn at the start.
+    """
+
+    kind: ClassVar[str] = "s4d"
+
+    d_state: int = 64
+    a_init: Literal["real", "lin", "inv"] = "lin"
+    discretization: Literal["euler", "zoh"] = "zoh"
+
+    def __post_init__(self) -> None:
+        choice("a_init", self.a_init, ("real", "lin", "inv"))
+        super().__post_init__()
+
+    @property
+    def is_complex(self) -> bool:
+        return self.a_init != "real"
+
+
+@final
+class S4D(InnerSSM):
+    """Time-invariant diagonal SSM: h_t = Ā h_{t-1} + B̄ x_t, y_t = C h_t + D x_t, with B = 1 (its scale lies in C).
+
+    A whole sequence that starts from nothing is convolved by FFT with the kernel K_l = C Ā^l B̄ (2 Re of it where the
+    state is complex); where a state is given or asked for, or sequences are packed, the same map runs as a scan.
+
+    Source: Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models" (arXiv 2206.11893).
+
+    Example:
+        >>> s4d = S4D(S4DConfig(d_state=4), width=6, d_model=3)
+        >>> y, state = s4d(torch.randn(2, 5, 6), return_state=True)
+        >>> y.shape, state[0].shape, state[0].dtype
+        (torch.Size([2, 5, 6]), torch.Size([2, 6, 2]), torch.complex64)
+    """
+
+    no_weight_decay: ClassVar[frozenset[str]] = frozenset({"A_log", "A_imag", "C", "D", "log_dt"})
+
+    def __init__(self, config: S4DConfig, width: int, d_model: int) -> None:
+        super().__init__()
+        self.config = config
+        self.A_log = nn.Parameter(torch.empty(width, config.states))
+        self.A_imag = nn.Parameter(torch.empty(width, config.states)) if config.is_complex else None
+        self.C = nn.Parameter(torch.empty(width, config.d_state))
+        self.D = nn.Parameter(torch.empty(width)) if config.skip else None
+        self.log_dt = nn.Parameter(torch.empty(width))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew: C normal, D one, Δ log-uniform between dt_min and dt_max."""
+        n = torch.arange(self.A_log.shape[1], dtype=self.A_log.dtype, device=self.A_log.device)
+        if self.A_imag is None:
+            self.A_log.copy_(torch.log(n + 1).expand_as(self.A_log))
+        else:
+            size = self.config.d_state
+            imaginary = math.pi * n if self.config.a_init == "lin" else size / math.pi * (size / (2 * n + 1) - 1)
+            nn.init.constant_(self.A_log, math.log(0.5))
+            self.A_imag.copy_(imaginary.expand_as(self.A_imag))
+        nn.init.normal_(self.C, std=math.sqrt(0.5) if self.config.is_complex else 1.0)
+        if self.D is not None:
+            nn.init.ones_(self.D)
+        nn.init.uniform_(self.log_dt, math.log(self.config.dt_min), math.log(self.config.dt_max))
+
+    def init_state(self, batch: int, device: torch.device, dtype: torch.dtype, max_length: int | None = None) -> State:
+        return self.config.zero_state(batch, len(self.A_log), device, dtype)
+
+    def forward(
+        self,
+        x: Tensor,
+        z: Tensor | None = None,
+        state: State | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, State | None]:
+        final_state = None
+        if state is not None or cu_seqlens is not None or return_state or x.shape[1] == 0:
+            y, last = self._recur(x, state, cu_seqlens)
+            final_state = (last,) if return_state else None
+        else:
+            y = self._convolve(x)
+        return (y if z is None else y * F.silu(z)), final_state
+
+    def step(
+        self, x: Tensor, z: Tensor | None, state: State, *, state_indices: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        A, B, C, D, dt = self._system()
+        y = selective_scan_step(
+            state[0],
+            x,
+            zero_delta(x),
+            A,
+            B.expand(len(x), -1, -1),
+            C.expand(len(x), -1, -1),
+            D,
+            delta_bias=dt,
+            discretization=self.config.discretization,
+            state_indices=state_indices,
+        )
+        return (y if z is None else y * F.silu(z)), state
+
+    def kernel(self, length: int) -> Tensor:
+        """The convolution kernel K_l = C Ā^l B̄ for l < length, (D, length), in fp32 at least.
+
+        With l = i T + j and T about sqrt(length), Ā^l = (Ā^T)^i Ā^j, so that K is one batched matrix product and
+        nothing of shape (D, N, length) is ever made.
+        """
+        A, _, C, _, dt = self._system()
+        dt_A = dt[:, None] * A
+        input_scale = dt[:, None] if self.config.discretization == "euler" else torch.expm1(dt_A) / A
+        block = math.isqrt(length - 1) + 1
+        within = torch.arange(block, device=dt.device, dtype=dt.dtype)
+        starts = torch.arange(0, length, block, device=dt.device, dtype=dt.dtype)
+        from_start = (C * input_scale)[:, None] * torch.exp(dt_A[:, None] * starts[:, None])  # (D, blocks, N)
+        inside = torch.exp(dt_A[..., None] * within)  # (D, N, block)
+        with torch.autocast(dt.device.type, enabled=False):
+            kernel = (from_start @ inside).flatten(1)[:, :length]
+        return 2 * kernel.real if kernel.is_complex() else kernel
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        length, wide = x.shape[1], in_float32(x)
+        size = 2 * length  # long enough that nothing wraps around
+        spectrum = torch.fft.rfft(self.kernel(length).T, n=size, dim=0)
+        y = torch.fft.irfft(torch.fft.rfft(wide, n=size, dim=1) * spectrum, n=size, dim=1)[:, :length]
+        return (y if self.D is None else y + self.D * wide).to(x.dtype)
+
+    def _recur(self, x: Tensor, state: State | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        A, B, C, D, dt = self._system()
+        result = selective_scan(
+            x,
+            zero_delta(x),
+            A,
+            B,
+            C,
+            D,
+            delta_bias=dt,
+            initial_state=None if state is None else state[0],
+            cu_seqlens=cu_seqlens,
+            discretization=self.config.discretization,
+            return_final_state=True,
+        )
+        assert isinstance(result, tuple)
+        return result
+
+    def _system(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+        """A, B, C (D, N), D and Δ (D,), in fp32 at least."""
+        C = pairs_as_complex(self.C) if self.config.is_complex else in_float32(self.C)
+        D = None if self.D is None else in_float32(self.D)
+        return diagonal(self.A_log, self.A_imag), torch.ones_like(C), C, D, torch.exp(in_float32(self.log_dt))

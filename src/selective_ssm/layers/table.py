@@ -1,0 +1,21 @@
+"""Every kind of mixer and of inner SSM, with the class of its config and of its module."""
+
+from __future__ import annotations
+
+from selective_ssm.config import Config
+from selective_ssm.layers.mamba import Mamba, MambaConfig
+from selective_ssm.layers.mixer import Mixer, MixerConfig
+from selective_ssm.layers.mlp import MLP, MLPConfig
+from selective_ssm.layers.ssm_table import SSMS
+
+MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
+    "mamba": (MambaConfig, Mamba),
+    "mlp": (MLPConfig, MLP),
+}
+
+KINDS: dict[str, type[Config]] = {kind: config for table in (MIXERS, SSMS) for kind, (config, _) in table.items()}
+
+
+def build_mixer(config: MixerConfig, d_model: int) -> Mixer:
+    """The mixer that a config describes, in a model of width `d_model`."""
+    return MIXERS[config.kind][1](config, d_model)

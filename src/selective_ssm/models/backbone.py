@@ -1,0 +1,94 @@
+"""The stack of residual branches: norm, mixer, add.
+
+Legend: B batch, L length, D width of the residual stream.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from selective_ssm.layers import Mixer, MixerConfig, State, build_mixer
+from selective_ssm.layers.mixer import in_float32
+from selective_ssm.layers.norm import build_norm
+from selective_ssm.models.config import LanguageModelConfig
+
+
+class Layer(nn.Module):
+    """One residual branch: x + mixer(norm(x))."""
+
+    def __init__(self, config: LanguageModelConfig, mixer: MixerConfig) -> None:
+        super().__init__()
+        self.norm = build_norm(config.norm, config.d_model, config.norm_eps)
+        self.mixer: Mixer = build_mixer(mixer, config.d_model)
+
+    def forward(
+        self, x: Tensor, state: State | None, *, cu_seqlens: Tensor | None, return_state: bool
+    ) -> tuple[Tensor, State | None]:
+        y, state = self.mixer(self.norm(x), state, cu_seqlens=cu_seqlens, return_state=return_state)
+        return x + y, state
+
+    def step(self, x: Tensor, state: State, *, state_indices: Tensor | None) -> tuple[Tensor, State]:
+        y, state = self.mixer.step(self.norm(x), state, state_indices=state_indices)
+        return x + y, state
+
+
+class Backbone(nn.Module):
+    """The n_layer residual branches of a model, and the norm after them.
+
+    The residual stream is fp32 where `LanguageModelConfig.residual_in_fp32` asks for it; the norms hand it to the
+    mixers in the dtype of the weights.
+    """
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.residual_in_fp32 = config.residual_in_fp32
+        layers = nn.ModuleList(Layer(config, mixer) for mixer in config.layers)
+        self.layers = cast("Sequence[Layer]", layers)
+        self.norm_f = build_norm(config.norm, config.d_model, config.norm_eps)
+        self._scale_by_depth()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew; what writes to the residual stream is divided by sqrt(n_layer), as in GPT-2."""
+        for layer in self.layers:
+            layer.norm.reset_parameters()
+            layer.mixer.reset_parameters()
+        self.norm_f.reset_parameters()
+        self._scale_by_depth()
+
+    @torch.no_grad()
+    def _scale_by_depth(self) -> None:
+        for layer in self.layers:
+            layer.mixer.out_proj.weight /= math.sqrt(len(self.layers))
+
+    def forward(
+        self,
+        x: Tensor,
+        states: Sequence[State] | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, list[State]]:
+        """Pass x (B, L, D) through every branch, each going on from its state; the end states too where asked for."""
+        x = in_float32(x) if self.residual_in_fp32 else x
+        ends: list[State] = []
+        for index, layer in enumerate(self.layers):
+            state = None if states is None else states[index]
+            x, state = layer(x, state, cu_seqlens=cu_seqlens, return_state=return_state)
+            if return_state:
+                ends.append(state)
+        return self.norm_f(x), ends
+
+    def step(self, x: Tensor, states: Sequence[State], *, state_indices: Tensor | None = None) -> Tensor:
+        """Pass one token a row, x (B, D), through every branch; the states are updated in place."""
+        x = in_float32(x) if self.residual_in_fp32 else x
+        for layer, state in zip(self.layers, states, strict=True):
+            x, after = layer.step(x, state, state_indices=state_indices)
+            for old, new in zip(state, after, strict=True):
+                if new is not old:
+                    old.copy_(new)
+        return self.norm_f(x)

@@ -1,0 +1,269 @@
+"""The language model: token ids in, logits out, whole sequences or token by token.
+
+Legend: B batch, L length, S sequences in a pack, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selective_ssm.errors import UserError
+from selective_ssm.models import checkpoint
+from selective_ssm.models.backbone import Backbone
+from selective_ssm.models.config import LanguageModelConfig
+from selective_ssm.models.state import ModelState
+
+
+class LanguageModelOutput(NamedTuple):
+    """What a language model answers.
+
+    Attributes:
+        logits: over the vocabulary, in its last axis.
+        state: what comes after the last token, where it was asked for.
+    """
+
+    logits: Tensor
+    state: ModelState | None
+
+
+class LanguageModel(nn.Module):
+    """A language model of residual branches over an embedding: Mamba by default, any pattern of mixers by config.
+
+    Example:
+        >>> model = LanguageModel(LanguageModelConfig(d_model=16, n_layer=2, vocab_size=257))
+        >>> ids = torch.randint(257, (1, 10))
+        >>> logits, state = model.prefill(ids)
+        >>> logits.shape, state.position.tolist()
+        (torch.Size([1, 257]), [10])
+        >>> with torch.no_grad():
+        ...     logits, state = model.step(logits.argmax(-1), state)
+        >>> state.position.tolist()
+        [11]
+    """
+
+    def __init__(self, config: LanguageModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        rows, width = config.padded_vocab_size, config.d_model
+        self.embedding = nn.Embedding(rows, width)
+        self.positions = None if config.max_positions is None else nn.Embedding(config.max_positions, width)
+        self.backbone = Backbone(config)
+        self.head = None if config.tie_embeddings else nn.Linear(width, rows, bias=False)
+        self._reset_embeddings()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, as the released code does; needed after building on the meta device."""
+        self._reset_embeddings()
+        self.backbone.reset_parameters()
+        if self.head is not None:
+            self.head.reset_parameters()
+
+    def _reset_embeddings(self) -> None:
+        for embedding in (self.embedding, self.positions):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=0.02)
+
+    def forward(
+        self,
+        ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        return_state: bool = False,
+        logits_at: Tensor | None = None,
+    ) -> LanguageModelOutput:
+        """Read whole sequences, in parallel over the length.
+
+        Args:
+            ids: (B, L) integers below vocab_size; B = 1 where sequences are packed.
+            state: what came before, one slot a sequence; None is the start of a text. It is not changed.
+            cu_seqlens: (S + 1,) int32 or int64, boundaries of packed sequences, non-decreasing from 0 to L.
+            return_state: whether the state after the last token is wanted.
+            logits_at: (n,) integers, the positions in L whose logits are wanted; all by default.
+
+        Returns:
+            logits (B, L, V), or (B, n, V) with `logits_at`, and the state of each sequence where asked for.
+
+        Raises:
+            UserError: arguments that do not fit each other.
+        """
+        self._check(ids, state, cu_seqlens)
+        before = self._positions_before(ids, state, cu_seqlens)
+        x = self._embed(ids)
+        if self.positions is not None:
+            x = x + self._embed_positions(self.positions, _token_positions(before, ids.shape[1], cu_seqlens))
+        layers = None if state is None else state.layers
+        x, ends = self.backbone(x, layers, cu_seqlens=cu_seqlens, return_state=return_state)
+        logits = self._logits(x if logits_at is None else x[:, logits_at])
+        if not return_state:
+            return LanguageModelOutput(logits, None)
+        lengths = ids.shape[1] if cu_seqlens is None else cu_seqlens.diff()
+        return LanguageModelOutput(logits, ModelState.from_layers(ends, before + lengths))
+
+    def prefill(
+        self, ids: Tensor, state: ModelState | None = None, *, cu_seqlens: Tensor | None = None
+    ) -> LanguageModelOutput:
+        """Read whole sequences for what comes next: only the logits after each one's last token, and the state.
+
+        Args:
+            ids: (B, L), at least one token; otherwise as in `forward`.
+            state: as in `forward`.
+            cu_seqlens: as in `forward`.
+
+        Returns:
+            logits (B, V), or (S, V) where packed (NaN for an empty sequence, which has no last token), and the state.
+        """
+        if ids.shape[1] == 0:
+            raise UserError("prefill needs at least one token; the start of a text is a document boundary")
+        if cu_seqlens is None:
+            last = torch.full((1,), ids.shape[1] - 1, device=ids.device)
+            logits, state = self(ids, state, return_state=True, logits_at=last)
+            return LanguageModelOutput(logits[:, 0], state)
+        last = (cu_seqlens[1:] - 1).clamp_min(0)
+        logits, state = self(ids, state, cu_seqlens=cu_seqlens, return_state=True, logits_at=last)
+        return LanguageModelOutput(logits[0].masked_fill((cu_seqlens.diff() == 0)[:, None], torch.nan), state)
+
+    def step(self, ids: Tensor, state: ModelState, *, state_indices: Tensor | None = None) -> LanguageModelOutput:
+        """Read one token a row, in time and memory that do not depend on what came before.
+
+        Args:
+            ids: (B,) integers below vocab_size.
+            state: what came before. It is consumed: go on with the returned one, and `ModelState.clone` first to fork.
+            state_indices: (B,) int32 or int64, the slot of each row; negative is padding. By default row b uses slot b.
+
+        Returns:
+            logits (B, V) after the token, and the state.
+        """
+        if state_indices is None and ids.shape[0] != state.slots:
+            raise UserError(f"step got {ids.shape[0]} tokens for a state of {state.slots} slots; give state_indices")
+        x = self._embed(ids)
+        if self.positions is not None:
+            before = state.position if state_indices is None else state.position[state_indices.clamp_min(0)]
+            x = x + self._embed_positions(self.positions, before)
+        x = self.backbone.step(x, state.layers, state_indices=state_indices)
+        if state_indices is None:
+            state.position.add_(1)
+        else:
+            real = (state_indices >= 0).to(state.position.dtype)
+            state.position.index_add_(0, state_indices.clamp_min(0), real)
+        return LanguageModelOutput(self._logits(x), state)
+
+    def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
+        """The state before the first token of `batch` sequences; `max_length` is for mixers whose state grows."""
+        weight = self.embedding.weight
+        layers = [
+            layer.mixer.init_state(batch, weight.device, weight.dtype, max_length) for layer in self.backbone.layers
+        ]
+        return ModelState.from_layers(layers, torch.zeros(batch, dtype=torch.int64, device=weight.device))
+
+    def num_parameters(self) -> dict[str, int]:
+        """Number of parameters by part, which add up to the whole: a tied head counts once, as the embedding.
+
+        Example:
+            >>> LanguageModel(LanguageModelConfig(d_model=16, n_layer=2, vocab_size=257)).num_parameters()
+            {'embedding': 4224, 'mamba': 6720, 'norms': 48}
+        """
+        counts: Counter[str] = Counter(embedding=_size(self.embedding))
+        if self.positions is not None:
+            counts["positions"] = _size(self.positions)
+        for layer, mixer in zip(self.backbone.layers, self.config.layers, strict=True):
+            counts[mixer.kind] += _size(layer.mixer)
+        counts["norms"] = sum(_size(layer.norm) for layer in self.backbone.layers) + _size(self.backbone.norm_f)
+        if self.head is not None:
+            counts["head"] = _size(self.head)
+        return dict(counts)
+
+    def save_pretrained(self, folder: str | Path, *, model_type: str = "selective_ssm") -> None:
+        """Write the model as a folder: config.json and model.safetensors (in shards past 4 GB).
+
+        Args:
+            folder: where to write; it is made if absent, and a model that is there is replaced.
+            model_type: "selective_ssm", or "mamba" for what Hugging Face's MambaForCausalLM reads.
+
+        Raises:
+            FileProblem: the folder cannot be written to.
+            UserError: the format cannot express this model.
+        """
+        checkpoint.save(folder, self.config, self.state_dict(), model_type)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> LanguageModel:
+        """Read a model that `save_pretrained` or Hugging Face's MambaForCausalLM wrote; nothing in it is executed.
+
+        Args:
+            folder: the folder with config.json.
+            device: where the model goes.
+            dtype: that of the weights; None keeps each as it was stored.
+
+        Raises:
+            FileProblem: a file is missing, truncated or foreign.
+            UserError: config and weights do not make a model: names, shapes, values that are not finite.
+        """
+        config, weights = checkpoint.read(folder, device)
+        with torch.device("meta"):
+            model = cls(config)
+        checkpoint.check(weights, model.state_dict(), folder)
+        model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
+        return model
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        known = self.config.vocab_size
+        if _readable(ids) and not 0 <= (worst := int(ids.max() if ids.min() >= 0 else ids.min())) < known:
+            raise UserError(f"ids must be at least 0 and below vocab_size = {known}, got {worst}")
+        return self.embedding(ids)
+
+    def _embed_positions(self, table: nn.Embedding, positions: Tensor) -> Tensor:
+        if _readable(positions) and int(positions.max()) >= table.num_embeddings:
+            raise UserError(
+                f"the model has {table.num_embeddings} positions, got a text of {int(positions.max()) + 1} tokens"
+            )
+        return table(positions)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        return logits[..., : self.config.vocab_size]
+
+    def _check(self, ids: Tensor, state: ModelState | None, cu_seqlens: Tensor | None) -> None:
+        if ids.ndim != 2:
+            raise UserError(f"ids must have the shape (B, L), got {tuple(ids.shape)}")
+        if cu_seqlens is not None and (ids.shape[0] != 1 or cu_seqlens.ndim != 1):
+            raise UserError(
+                "packed sequences need ids of shape (1, L) and cu_seqlens of shape (S + 1,), "
+                f"got {tuple(ids.shape)} and {tuple(cu_seqlens.shape)}"
+            )
+        sequences = ids.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        if state is not None and state.slots != sequences:
+            raise UserError(f"the state must have a slot for each of the {sequences} sequences, got {state.slots}")
+
+    def _positions_before(self, ids: Tensor, state: ModelState | None, cu_seqlens: Tensor | None) -> Tensor:
+        """(sequences,) how many tokens each has had."""
+        if state is not None:
+            return state.position
+        sequences = ids.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        return torch.zeros(sequences, dtype=torch.int64, device=ids.device)
+
+
+def _token_positions(before: Tensor, length: int, cu_seqlens: Tensor | None) -> Tensor:
+    """The position of each token in its own text, (B, L)."""
+    steps = torch.arange(length, device=before.device)
+    if cu_seqlens is None:
+        return before[:, None] + steps
+    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), steps, right=True)
+    return (steps - cu_seqlens[sequence] + before[sequence])[None]
+
+
+def _readable(indices: Tensor) -> bool:
+    """Whether there are values to check without making a device wait or breaking a graph that is being recorded."""
+    return indices.device.type == "cpu" and indices.numel() > 0 and not torch.compiler.is_compiling()
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

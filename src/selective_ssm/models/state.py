@@ -1,0 +1,115 @@
+"""The state of a whole model, as one value.
+
+Legend: slots, the batch axis of a state: one row a sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selective_ssm.layers import State
+
+
+class _Place(NamedTuple):
+    """Where a layer's tensor lies in its dtype's buffer."""
+
+    dtype: torch.dtype
+    start: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ModelState:
+    """What a model remembers of every sequence: one contiguous buffer (slots, elements) a dtype, and the positions.
+
+    The layers' tensors are views of the buffers, so that a copy, a fork or a move is one operation whatever the number
+    of layers. To fork or reorder sequences is to index the slots.
+
+    Attributes:
+        position: (slots,) int64, how many tokens each sequence has had.
+        layers: the state of each layer, slots first in each of its tensors.
+
+    Example:
+        >>> state = ModelState.from_layers([(torch.zeros(2, 3), torch.ones(2, 4, 5))], torch.tensor([7, 9]))
+        >>> state.nbytes
+        200
+        >>> twice = state.select([1, 1])
+        >>> twice.position.tolist(), twice.layers[0][1].shape
+        ([9, 9], torch.Size([2, 4, 5]))
+    """
+
+    position: Tensor
+    layers: tuple[State, ...]
+    _buffers: dict[torch.dtype, Tensor]
+    _places: tuple[tuple[_Place, ...], ...]
+
+    @classmethod
+    def from_layers(cls, layers: Iterable[State], position: Tensor) -> ModelState:
+        """Lay the layers' states into buffers; differentiable, as concatenation is.
+
+        Args:
+            layers: the state of each layer, every tensor with the slots first.
+            position: (slots,) int64.
+        """
+        rows: dict[torch.dtype, list[Tensor]] = {}
+        ends: dict[torch.dtype, int] = {}
+        places: list[tuple[_Place, ...]] = []
+        for state in layers:
+            own: list[_Place] = []
+            for tensor in state:
+                start = ends.get(tensor.dtype, 0)
+                own.append(_Place(tensor.dtype, start, tuple(tensor.shape[1:])))
+                ends[tensor.dtype] = start + tensor.shape[1:].numel()
+                rows.setdefault(tensor.dtype, []).append(tensor.flatten(1))
+            places.append(tuple(own))
+        return cls._of({dtype: torch.cat(row, dim=1) for dtype, row in rows.items()}, tuple(places), position)
+
+    @classmethod
+    def _of(
+        cls, buffers: dict[torch.dtype, Tensor], places: tuple[tuple[_Place, ...], ...], position: Tensor
+    ) -> ModelState:
+        def view(place: _Place) -> Tensor:
+            end = place.start + torch.Size(place.shape).numel()
+            return buffers[place.dtype][:, place.start : end].unflatten(1, place.shape)
+
+        return cls(position, tuple(tuple(map(view, own)) for own in places), buffers, places)
+
+    @property
+    def slots(self) -> int:
+        """Number of sequences."""
+        return self.position.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory, positions included."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All the memory there is: "position" and, by the name of its dtype, each buffer (slots, elements)."""
+        named = {str(dtype).removeprefix("torch."): buffer for dtype, buffer in self._buffers.items()}
+        return {"position": self.position, **named}
+
+    def select(self, rows: Tensor | Sequence[int]) -> ModelState:
+        """A new state of the given slots, in that order and as often as each is named.
+
+        Args:
+            rows: (n,) integer indices.
+        """
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.position.device)
+        buffers = {dtype: buffer.index_select(0, index) for dtype, buffer in self._buffers.items()}
+        return self._of(buffers, self._places, self.position.index_select(0, index))
+
+    def clone(self) -> ModelState:
+        """A copy with memory of its own: what to take before a step that should not be the last word."""
+        buffers = {dtype: buffer.clone() for dtype, buffer in self._buffers.items()}
+        return self._of(buffers, self._places, self.position.clone())
+
+    def to(self, device: torch.device | str) -> ModelState:
+        """The state on another device; the dtypes stay."""
+        buffers = {dtype: buffer.to(device) for dtype, buffer in self._buffers.items()}
+        return self._of(buffers, self._places, self.position.to(device))

@@ -1,0 +1,68 @@
+"""S4D: the long convolution and the recurrence are one map."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from selective_ssm.errors import UserError
+from selective_ssm.layers import S4D, S4DConfig
+
+CONFIGS = [
+    S4DConfig(d_state=8, a_init=a_init, discretization=discretization)
+    for a_init in ("real", "lin", "inv")
+    for discretization in ("zoh", "euler")
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.a_init} {config.discretization}")
+@pytest.mark.parametrize("length", [1, 2, 63, 200])
+def test_convolution_is_recurrence(config: S4DConfig, length: int) -> None:
+    s4d = S4D(config, width=5, d_model=5).double()
+    x, z = torch.randn(2, 2, length, 5, dtype=torch.float64)
+    convolved, none = s4d(x, z)
+    recurred, _ = s4d(x, z, return_state=True)
+    assert none is None
+    assert (convolved - recurred).abs().max() <= 1e-9 * recurred.abs().max()
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.a_init} {config.discretization}")
+def test_the_kernel_is_the_answer_to_an_impulse(config: S4DConfig) -> None:
+    """K_l = C Ā^l B̄, power by power."""
+    s4d = S4D(config, width=3, d_model=3).double()
+    A = -s4d.A_log.exp() if s4d.A_imag is None else torch.complex(-s4d.A_log.exp(), s4d.A_imag)
+    C = s4d.C if s4d.A_imag is None else torch.complex(s4d.C[:, ::2], s4d.C[:, 1::2])
+    dt = s4d.log_dt.exp()[:, None]
+    A_bar = (dt * A).exp()
+    B_bar = dt if config.discretization == "euler" else (A_bar - 1) / A
+    terms = torch.stack([(C * A_bar**power * B_bar).sum(1) for power in range(30)], 1)
+    expected = terms if s4d.A_imag is None else 2 * terms.real
+    torch.testing.assert_close(s4d.kernel(30), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_initialisations_of_a() -> None:
+    def imaginary(a_init: str) -> list[float]:
+        return S4D(S4DConfig(d_state=8, a_init=a_init), width=2, d_model=2).A_imag[0].tolist()
+
+    assert imaginary("lin") == pytest.approx([0, math.pi, 2 * math.pi, 3 * math.pi])
+    assert imaginary("inv") == pytest.approx([8 / math.pi * (8 / (2 * n + 1) - 1) for n in range(4)])
+    real = S4D(S4DConfig(d_state=4, a_init="real"), width=2, d_model=2)
+    assert real.A_imag is None
+    assert real.A_log[1].exp().tolist() == pytest.approx([1, 2, 3, 4])
+
+
+def test_convolution_keeps_low_precision_outside() -> None:
+    s4d = S4D(S4DConfig(d_state=4, a_init="real"), width=4, d_model=4)
+    x = torch.randn(1, 33, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(s4d(x)[0], s4d(x.clone())[0])
+        kernel = s4d.kernel(33)
+    assert torch.equal(kernel, s4d.kernel(33))
+    assert s4d(x.bfloat16())[0].dtype == torch.bfloat16
+
+
+def test_an_odd_complex_state_is_refused() -> None:
+    with pytest.raises(UserError, match="s4d: d_state must be even"):
+        S4DConfig(d_state=7)

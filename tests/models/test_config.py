@@ -1,0 +1,83 @@
+"""The model's config, and the released sizes."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from selective_ssm.config import from_tagged, to_tagged
+from selective_ssm.errors import UserError
+from selective_ssm.layers import MambaConfig, MLPConfig, S4DConfig
+from selective_ssm.models import CONFIG_KINDS, PRESETS, LanguageModel, LanguageModelConfig, preset
+
+HYBRID = LanguageModelConfig(
+    d_model=8,
+    n_layer=5,
+    vocab_size=11,
+    pattern=(MambaConfig(), MLPConfig(multiple_of=8), MambaConfig(ssm=S4DConfig(d_state=4))),
+    norm="layer",
+    tie_embeddings=False,
+    max_positions=32,
+)
+
+
+def test_the_pattern_is_repeated() -> None:
+    assert [layer.kind for layer in HYBRID.layers] == ["mamba", "mlp", "mamba", "mamba", "mlp"]
+
+
+@pytest.mark.parametrize("config", [HYBRID, *PRESETS.values()])
+def test_a_config_survives_json_and_pickle(config: LanguageModelConfig) -> None:
+    assert from_tagged(json.loads(json.dumps(to_tagged(config))), CONFIG_KINDS) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_a_wrong_key_is_named_with_its_place() -> None:
+    tagged = to_tagged(HYBRID)
+    tagged["pattern"][0]["ssm"]["d_stat"] = 3
+    with pytest.raises(UserError, match=r"pattern\[0\].ssm: unknown key 'd_stat' \(did you mean 'd_state'\?\)"):
+        from_tagged(tagged, CONFIG_KINDS)
+
+
+@pytest.mark.parametrize(("vocab_size", "multiple", "padded"), [(50277, 8, 50280), (50280, 8, 50280), (257, 1, 257)])
+def test_the_vocabulary_is_padded(vocab_size: int, multiple: int, padded: int) -> None:
+    config = LanguageModelConfig(d_model=8, n_layer=1, vocab_size=vocab_size, pad_vocab_multiple=multiple)
+    assert config.padded_vocab_size == padded
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("n_layer", 0, "language_model: n_layer must be greater than 0, got 0"),
+        ("max_positions", -1, "max_positions must be greater than 0"),
+        ("norm", "rmss", "did you mean 'rms'"),
+        ("pattern", (), "pattern must hold at least one"),
+    ],
+)
+def test_impossible_models_are_refused(field: str, value: object, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        LanguageModelConfig(**({"d_model": 8, "n_layer": 1, "vocab_size": 11} | {field: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [
+        ("mamba-130m", 129_135_360),
+        ("mamba-370m", 371_516_416),
+        ("mamba-790m", 793_204_224),
+        ("mamba-1.4b", 1_372_178_432),
+        ("mamba-2.8b", 2_768_345_600),
+    ],
+)
+def test_the_presets_have_the_released_numbers_of_parameters(name: str, total: int) -> None:
+    with torch.device("meta"):
+        parts = LanguageModel(preset(name)).num_parameters()
+    assert sum(parts.values()) == total
+    assert set(parts) == {"embedding", "mamba", "norms"}
+
+
+def test_an_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(UserError, match="did you mean 'mamba-130m'"):
+        preset("mamba-130M")
