@@ -1,1 +1,74 @@
-"""Selective state space models (Mamba) for PyTorch."""
+"""Selective state space models (Mamba) for PyTorch: the scan, the block, the language model, and writing with it.
+
+This is the stable surface; data, tasks, training, evaluation and the command line are imported by their own names.
+
+>>> import torch
+>>> from selective_ssm import LanguageModel, LanguageModelConfig, generate
+>>> model = LanguageModel(LanguageModelConfig(d_model=16, n_layer=2, vocab_size=257))
+>>> logits = model(torch.randint(257, (1, 100))).logits
+>>> ids = list(generate(model, [1, 2, 3], max_new_tokens=5))
+"""
+
+from selective_ssm.generation import Sampler, generate, load
+from selective_ssm.layers import (
+    MIXERS,
+    MLP,
+    S4D,
+    S6,
+    SSMS,
+    InnerSSM,
+    Mamba,
+    MambaConfig,
+    Mixer,
+    MixerConfig,
+    MLPConfig,
+    S4DConfig,
+    S6Config,
+    SSMConfig,
+)
+from selective_ssm.models import (
+    PRESETS,
+    LanguageModel,
+    LanguageModelConfig,
+    LanguageModelOutput,
+    ModelState,
+    preset,
+)
+from selective_ssm.ops import (
+    causal_conv1d,
+    causal_conv1d_step,
+    selective_scan,
+    selective_scan_fn,
+    selective_scan_step,
+)
+
+__all__ = [
+    "MIXERS",
+    "MLP",
+    "PRESETS",
+    "S4D",
+    "S6",
+    "SSMS",
+    "InnerSSM",
+    "LanguageModel",
+    "LanguageModelConfig",
+    "LanguageModelOutput",
+    "MLPConfig",
+    "Mamba",
+    "MambaConfig",
+    "Mixer",
+    "MixerConfig",
+    "ModelState",
+    "S4DConfig",
+    "S6Config",
+    "SSMConfig",
+    "Sampler",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "generate",
+    "load",
+    "preset",
+    "selective_scan",
+    "selective_scan_fn",
+    "selective_scan_step",
+]

@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selective_ssm.ops import selective_scan, selective_scan_fn, selective_scan_step
 from selective_ssm.ops.selective_scan import operands, reference
+from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from tests.ops import oracle
 from tests.ops.cases import ScanCase, gradients
 from tests.tolerance import assert_close_to_float64
@@ -41,26 +43,30 @@ CASES = {
 }  # fmt: skip
 
 
-def run(case: ScanCase, seed: int, function: Any, dtype: torch.dtype | None = None) -> list[torch.Tensor]:
-    """(out, final state, gradients...) of `function` on the case's arguments, cast if asked."""
+def run(
+    case: ScanCase, seed: int, function: Any, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> list[torch.Tensor]:
+    """(out, final state, gradients...) of `function` on the case's arguments, cast and moved if asked."""
     tensors, options = case.arguments(seed)
     if dtype is not None:
         tensors = {name: oracle.cast(x, dtype) for name, x in tensors.items()}
-    out, final = function(**tensors, **options)
+    tensors = {name: x.detach().to(device).requires_grad_() for name, x in tensors.items()}
+    options = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    outputs = function(**tensors, **options)
     generator = torch.Generator().manual_seed(seed + 1)
-    weights = tuple(torch.randn(x.shape, generator=generator, dtype=torch.float64).to(case.dtype) for x in (out, final))
-    return [out, final, *gradients((out, final), tensors, weights)]
+    weights = [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(device, case.dtype) for x in outputs]
+    return [x.cpu() for x in (*outputs, *gradients(outputs, tensors, tuple(weights)))]
 
 
 def scan_with_state(**arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return selective_scan(**arguments, return_final_state=True)
 
 
-def assert_case(case: ScanCase, seed: int = 0) -> None:
+def assert_case(case: ScanCase, seed: int = 0, device: str = "cpu") -> None:
     """out, final state, gradients: at most four times the error of the fp32 loop under autograd, plus the floor."""
     exact = run(case, seed, oracle.scan, torch.float64)
     loop = run(case, seed, oracle.scan, torch.float32)
-    ours = run(case, seed, scan_with_state)
+    ours = run(case, seed, scan_with_state, device=device)
     tensors, _ = case.arguments(seed)
     length = sum(case.lengths) or case.length
     for name, x, plain, truth in zip(["out", "final state", *tensors], ours, loop, exact, strict=True):
@@ -78,6 +84,12 @@ def test_small_blocks_change_nothing(case: ScanCase, monkeypatch: pytest.MonkeyP
     """One segment a block, so that states and gradients cross every border."""
     monkeypatch.setattr(operands, "BLOCK_ELEMENTS", 1)
     assert_case(case)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_agrees_with_the_recurrence_on_a_gpu(case: ScanCase) -> None:
+    assert_case(case, device="cuda")
 
 
 @settings(max_examples=40, deadline=None)
@@ -150,6 +162,31 @@ def test_gradcheck_in_float64() -> None:
     assert torch.autograd.gradcheck(
         lambda *x: scan_with_state(**dict(zip(names, x, strict=True)), **options), tuple(tensors.values())
     )
+
+
+class LargestTensor(TorchDispatchMode):
+    """Watches what is made, and remembers the most elements that one tensor had."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, torch.Tensor):
+                self.numel = max(self.numel, x.untyped_storage().nbytes() // x.element_size())
+        return result
+
+
+def test_the_states_of_a_whole_sequence_are_never_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operands, "BLOCK_ELEMENTS", 2**10)
+    case = ScanCase(batch=1, length=4096, channels=8, state=16, groups=1, optional="")
+    tensors, _ = case.arguments()
+    inputs = Inputs(*(x.detach() for x in tensors.values()), None, None, None, None, None)
+    options = Options(True, False, "euler")
+    with LargestTensor() as largest:
+        out, _, saved = reference.forward(inputs, options)
+        reference.backward(torch.ones_like(out), None, saved, inputs, options)
+    assert largest.numel <= 4 * case.length * case.channels
 
 
 def test_only_what_is_asked_for_is_kept() -> None:

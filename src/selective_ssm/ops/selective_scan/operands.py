@@ -20,7 +20,7 @@ from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from selective_ssm.ops.sequences import Order, Segments
 
 STEPS = 16
-BLOCK_ELEMENTS = 2**18  # states in flight at once: a few buffers of this size fit a processor's cache
+BLOCK_ELEMENTS = 2**19  # states in flight at once: a few buffers of this size fit a processor's cache
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,10 @@ class Operands:
         size = max(1, BLOCK_ELEMENTS // (steps * batch * self.A.numel()))
         return [slice(i, min(i + size, count)) for i in range(0, count, size)]
 
-    def drive(self, block: slice, exponent: Tensor) -> Tensor:
+    def drive(self, block: slice, exponent: Tensor, out: Tensor | None = None) -> Tensor:
         """b_t, what each step adds to the state."""
-        drive = (self.dt[:, block] * self.u[:, block]) * at(self.B, block)
-        return drive * exprel(exponent) if self.zoh else drive
+        drive = torch.mul(self.dt[:, block] * self.u[:, block], at(self.B, block), out=out)
+        return drive.mul_(exprel(exponent)) if self.zoh else drive
 
     def segment_decay(self, block: slice) -> Tensor:
         """What is left of a state after a whole segment: exp(A sum(dt))."""

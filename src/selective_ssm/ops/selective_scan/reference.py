@@ -198,7 +198,9 @@ class _Gradients:
         carry = last[-1]
         for block in reversed(op.blocks()):
             exponent = op.dt[:, block] * op.A
-            trail = torch.cat([before[None, block], op.drive(block, exponent)])  # of states; the first is before t = 0
+            trail = exponent.new_empty(len(exponent) + 1, *exponent.shape[1:])  # of states; the first is before t = 0
+            trail[0] = before[block]
+            op.drive(block, exponent, out=trail[1:])
             decays = decay(exponent.clone() if op.zoh else exponent)
             for t in range(len(decays)):
                 trail[t + 1].addcmul_(decays[t], trail[t])
