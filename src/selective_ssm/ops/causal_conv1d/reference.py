@@ -17,6 +17,7 @@ from torch import Tensor
 from selective_ssm.ops import sequences
 from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.sequences import Order
+from selective_ssm.ops.slots import step_in_slots
 
 
 def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, None]:
@@ -68,13 +69,11 @@ def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Ten
     """One token: updates `state` (slots, D, K - 1) in place and returns out (B, D)."""
     if state_indices is None:
         return _step(state, inputs, options)
-    rows = (state_indices >= 0).nonzero().squeeze(1)
-    slots = state_indices[rows]
-    held = state[slots]
-    out = torch.zeros_like(inputs.x)
-    out[rows] = _step(held, inputs._replace(x=inputs.x[rows]), options)
-    state[slots] = held
-    return out
+
+    def some(held: Tensor, rows: Tensor) -> Tensor:
+        return _step(held, inputs._replace(x=inputs.x[rows]), options)
+
+    return step_in_slots(state, state_indices, inputs.x, some)
 
 
 def _step(state: Tensor, inputs: StepInputs, options: Options) -> Tensor:

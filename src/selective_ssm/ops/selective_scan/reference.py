@@ -34,6 +34,7 @@ from selective_ssm.ops.selective_scan.operands import (
     step_size,
     twice_real,
 )
+from selective_ssm.ops.slots import step_in_slots
 
 
 def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,21 +103,19 @@ def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Ten
     """One token: updates `state` (slots, D, N) in place and returns out (B, D)."""
     if state_indices is None:
         return _step(state, inputs, options)
-    rows = (state_indices >= 0).nonzero().squeeze(1)
-    slots = state_indices[rows]
-    held = state[slots]
-    u, delta, A, B, C, D, z, delta_bias = inputs
-    B, C = (x[rows] if x.dim() == 3 else x for x in (B, C))
-    used = StepInputs(u[rows], delta[rows], A, B, C, D, None if z is None else z[rows], delta_bias)
-    out = torch.zeros_like(u)
-    out[rows] = _step(held, used, options)
-    state[slots] = held
-    return out
+
+    def some(held: Tensor, rows: Tensor) -> Tensor:
+        u, delta, A, B, C, D, z, delta_bias = inputs
+        B, C = (x[rows] if x.dim() == 3 else x for x in (B, C))
+        used = StepInputs(u[rows], delta[rows], A, B, C, D, None if z is None else z[rows], delta_bias)
+        return _step(held, used, options)
+
+    return step_in_slots(state, state_indices, inputs.u, some)
 
 
 def _step(state: Tensor, inputs: StepInputs, options: Options) -> Tensor:
-    def per_channel(x: Tensor) -> Tensor:  # (B, G, N) -> (B, D, N)
-        return x.repeat_interleave(u.shape[-1] // x.shape[1], 1) if x.dim() == 3 else x
+    def per_channel(x: Tensor) -> Tensor:  # (B, G, N) -> (B, D, N), or what broadcasts to it
+        return x if x.dim() == 2 or x.shape[1] == 1 else x.repeat_interleave(u.shape[-1] // x.shape[1], 1)
 
     u, delta, A, B, C, D, z, delta_bias = inputs
     dt = step_size(delta, delta_bias, options.delta_softplus)
