@@ -1,0 +1,77 @@
+"""Text from tokens: whole characters, stop strings across borders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
+
+from selective_ssm.data import ByteTokenizer, TokenizersTokenizer
+from selective_ssm.errors import UserError
+from selective_ssm.generation.text import StopGate, text_pieces
+
+BYTES = ByteTokenizer()
+
+
+def pieces(content: bytes, *stop: str) -> list[str]:
+    return list(text_pieces(BYTES.encode(content), BYTES, StopGate(stop), after=BYTES.end))
+
+
+@given(st.text())
+def test_pieces_join_to_the_text(text: str) -> None:
+    assert "".join(pieces(text.encode())) == text
+
+
+def test_a_character_comes_whole_with_its_last_byte() -> None:
+    assert pieces("aé€🐍".encode()) == ["a", "é", "€", "🐍"]
+
+
+def test_bytes_that_are_no_character_are_replaced_also_at_the_end() -> None:
+    assert "".join(pieces(b"a\xffb\xe2\x82")) == "a\ufffdb\ufffd"
+
+
+@given(st.text(alphabet="ab"), st.lists(st.text(alphabet="ab", min_size=1), min_size=1, max_size=3))
+def test_the_text_ends_before_the_first_stop_string(text: str, stops: list[str]) -> None:
+    """Fed letter by letter, the gate closes at the letter that completes a stop string, the earliest to begin then."""
+    ends = [len(text[:n]) for n in range(len(text) + 1) if any(text[:n].endswith(one) for one in stops)]
+    read = text[: ends[0]] if ends else text
+    expected = read[: min(read.find(one) for one in stops if one in read)] if ends else text
+    assert "".join(pieces(text.encode(), *stops)) == expected
+
+
+def test_nothing_is_held_back_longer_than_needed() -> None:
+    gate = StopGate(["\n\n", "END"])
+    assert [gate.feed(one) for one in ("x", "\n", "y", "E", "N", "x")] == ["x", "", "\ny", "", "", "ENx"]
+    assert not gate.closed
+
+
+def test_no_more_tokens_are_taken_than_needed() -> None:
+    taken: list[int] = []
+
+    def ids() -> Iterator[int]:
+        for one in b"abcdef":
+            taken.append(one)
+            yield one
+
+    assert "".join(text_pieces(ids(), BYTES, StopGate(["cd"]), after=BYTES.end)) == "ab"
+    assert bytes(taken) == b"abcd"
+
+
+def test_an_empty_stop_string_is_refused() -> None:
+    with pytest.raises(UserError, match="must not be empty"):
+        StopGate([""])
+
+
+def test_spaces_between_the_tokens_of_a_word_level_tokenizer_are_kept() -> None:
+    """Its decoder writes a space before a word, except at the beginning of what it decodes."""
+    backend = Backend(models.WordLevel({"<|endoftext|>": 0, "▁one": 1, "▁two": 2}, unk_token="<|endoftext|>"))
+    backend.add_special_tokens(["<|endoftext|>"])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    tokenizer = TokenizersTokenizer(backend)
+    assert list(text_pieces([2, 1], tokenizer, StopGate(()), after=1)) == [" two", " one"]
+    assert list(text_pieces([2, 1], tokenizer, StopGate(()), after=tokenizer.end)) == ["two", " one"]
