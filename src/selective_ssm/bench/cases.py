@@ -1,0 +1,114 @@
+"""What is timed.
+
+Legend: B batch, L length, D channels, N state, K conv width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpCase:
+    """A call of an op; a step is one of length 1.
+
+    Args:
+        batch: B.
+        length: L.
+        channels: D.
+        states: N of a scan, K − 1 of a convolution.
+        dtype: of everything that runs along the length.
+        against_loop: whether the plain loop over time is timed beside it, where that is bearable.
+    """
+
+    batch: int
+    length: int
+    channels: int
+    states: int
+    dtype: torch.dtype = torch.float32
+    against_loop: bool = False
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it: BxLxDxN."""
+        return f"{self.batch}x{self.length}x{self.channels}x{self.states}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCase:
+    """A preset that trains on, reads and writes some tokens.
+
+    Args:
+        preset: its name.
+        batch: B.
+        length: L of a row in training and of a prompt.
+        new_tokens: how many tokens are written.
+    """
+
+    preset: str
+    batch: int
+    length: int
+    new_tokens: int = 16
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it: PRESET-BxL."""
+        return f"{self.preset}-{self.batch}x{self.length}"
+
+
+def _op_cases(*shapes: tuple[int, int, int, int], against_loop: bool = False) -> tuple[OpCase, ...]:
+    return tuple(
+        OpCase(batch=batch, length=length, channels=channels, states=states, against_loop=against_loop)
+        for batch, length, channels, states in shapes
+    )
+
+
+SCAN = (
+    *_op_cases((1, 2048, 64, 16), (2, 512, 256, 16), (1, 1024, 1536, 16), against_loop=True),
+    *_op_cases((4, 2048, 512, 16), (1, 16384, 256, 16)),
+)
+CONV = _op_cases((1, 2048, 64, 3), (2, 512, 256, 3), (1, 1024, 1536, 3), (4, 2048, 512, 3))
+STEP = _op_cases((1, 1, 1536, 16), (1, 1, 4096, 16), (16, 1, 1536, 16), (128, 1, 1536, 16))
+MODEL = (
+    ModelCase(preset="mamba-130m", batch=1, length=256),
+    ModelCase(preset="mamba-370m", batch=1, length=256),
+)
+
+
+def scan_inputs(case: OpCase, device: torch.device) -> dict[str, Tensor]:
+    """Arguments of `selective_scan` as a freshly initialised model makes them, seeded; of a step without L.
+
+    Returns:
+        u, delta, z (B, L, D); A (D, N); B, C (B, L, N); D, delta_bias (D,).
+    """
+    random = torch.Generator().manual_seed(0)
+    leading = (case.batch,) if case.length == 1 else (case.batch, case.length)
+
+    def normal(width: int) -> Tensor:
+        return torch.randn(*leading, width, generator=random).to(device, case.dtype)
+
+    u, delta, z = (normal(case.channels) for _ in range(3))
+    b, c = (normal(case.states) for _ in range(2))
+    a = -torch.arange(1.0, case.states + 1, device=device).repeat(case.channels, 1)
+    bias = torch.full((case.channels,), -4.6, device=device)  # softplus gives 0.01
+    skip = torch.ones(case.channels, device=device)
+    return {"u": u, "delta": delta, "A": a, "B": b, "C": c, "D": skip, "z": z, "delta_bias": bias}
+
+
+def conv_inputs(case: OpCase, device: torch.device) -> dict[str, Tensor]:
+    """Arguments of `causal_conv1d`, seeded.
+
+    Returns:
+        x (B, L, D); weight (D, K); bias (D,).
+    """
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(case.batch, case.length, case.channels, generator=random)
+    weight = torch.randn(case.channels, case.states + 1, generator=random)
+    return {
+        "x": x.to(device, case.dtype),
+        "weight": weight.to(device, case.dtype),
+        "bias": torch.zeros(case.channels, device=device, dtype=case.dtype),
+    }
