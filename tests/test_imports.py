@@ -31,7 +31,8 @@ DIRECTLY_BELOW = {
     "training": ("evaluation",),
     "experiments": ("training",),
     "bench": ("experiments", "interop"),
-    "cli": ("bench",),
+    "recipes": FLOOR,
+    "cli": ("bench", "recipes"),
     "__main__": ("cli",),
     "__init__": ("ops", "layers", "models", "generation"),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from selective_ssm.errors import FileProblem, UserError, choice
 from selective_ssm.files import in_words, read_json, read_tensors, write_json, write_tensors
 from selective_ssm.models.config import LanguageModelConfig
-from selective_ssm.models.formats import FORMATS
+from selective_ssm.models.formats import FORMATS, Format
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -61,22 +60,25 @@ def read(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Langua
         FileProblem: a file is missing, truncated or foreign.
         UserError: the config is of another kind of model, or holds what is not understood.
     """
-    folder = Path(folder)
-    written = read_config(folder)
-    form = FORMATS[written["model_type"]]
-    try:
-        config = form.read_config(written)
-    except UserError as error:
-        raise UserError(f"'{folder / CONFIG}': {error}") from error
-    tensors = _read_weights(folder, device)
+    config, form = _read_config(Path(folder))
+    tensors = _read_weights(Path(folder), device)
     try:
         return config, form.read_weights(tensors, config)
     except UserError as error:
         raise UserError(f"the weights in '{folder}': {error}") from error
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json, once it is known to be of a model that `FORMATS` reads."""
+def read_config(folder: str | Path) -> LanguageModelConfig:
+    """Read a model's config without its weights, from any format in `FORMATS`.
+
+    Raises:
+        FileProblem: the folder or its config.json is missing or not what it should be.
+        UserError: the config is of another kind of model, or holds what is not understood.
+    """
+    return _read_config(Path(folder))[0]
+
+
+def _read_config(folder: Path) -> tuple[LanguageModelConfig, Format]:
     with in_words("read a model from", folder):
         names = {path.name for path in folder.iterdir()}
     if CONFIG not in names:
@@ -87,7 +89,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"'{folder / CONFIG}' describes no model this library reads: its model_type must be one of {known}"
         )
-    return written
+    form = FORMATS[written["model_type"]]
+    try:
+        return form.read_config(written), form
+    except UserError as error:
+        raise UserError(f"'{folder / CONFIG}': {error}") from error
 
 
 def check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: str | Path) -> None:

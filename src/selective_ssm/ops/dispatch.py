@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from selective_ssm.errors import nearest
+from selective_ssm.errors import UserError, nearest
 
 
 class Case(NamedTuple):
@@ -45,7 +45,7 @@ def choose(case: Case, backend: str | None = None, environment: Mapping[str, str
     """The backend that serves a case: the one asked for, else the one SELECTIVE_SSM_BACKEND names, else the fastest.
 
     Raises:
-        ValueError: the backend asked for does not exist, or cannot run this case; the reason is in the message. Another
+        UserError: the backend asked for does not exist, or cannot run this case; the reason is in the message. Another
             is never taken in its place.
     """
     backend = backend or environment.get("SELECTIVE_SSM_BACKEND") or None
@@ -54,7 +54,7 @@ def choose(case: Case, backend: str | None = None, environment: Mapping[str, str
         return next(name for name, reason in reasons.items() if reason is None)
     if backend not in reasons:
         hint = nearest(backend, reasons)
-        raise ValueError(f"backend {backend!r} does not exist{hint}; expected one of {', '.join(map(repr, reasons))}")
+        raise UserError(f"backend {backend!r} does not exist{hint}; expected one of {', '.join(map(repr, reasons))}")
     if reasons[backend] is not None:
-        raise ValueError(f"backend {backend!r} cannot run {case.op} here: {reasons[backend]}")
+        raise UserError(f"backend {backend!r} cannot run {case.op} here: {reasons[backend]}")
     return backend

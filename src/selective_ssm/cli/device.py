@@ -1,0 +1,47 @@
+"""Where a verb's model runs: the options ``--device`` and ``--dtype``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from selective_ssm.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from selective_ssm.cli.parser import Parser
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def add_device(parser: Parser) -> None:
+    """Take ``--device``."""
+    parser.add_argument("--device", type=str, default="cpu", help="cpu, cuda, cuda:1, mps, …")
+
+
+def add_dtype(parser: Parser) -> None:
+    """Take ``--dtype``."""
+    dtype = Literal["fp32", "bf16", "fp16"]
+    parser.add_argument("--dtype", type=dtype | None, default=None, help="of the weights; by default as saved")
+
+
+def placement(options: Namespace) -> dict[str, Any]:
+    """The keyword arguments that put a model where the options say."""
+    return {"device": chosen_device(options.device), "dtype": _DTYPES.get(options.dtype)}
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UserError: torch knows no such device, or it is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the device '{name}' cannot be used: {reason}") from error
+    return device

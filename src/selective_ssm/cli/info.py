@@ -1,0 +1,59 @@
+"""``selective-ssm info``: what a checkpoint or a preset costs, without loading a weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import rich
+import torch
+
+from selective_ssm.bench.report import table
+from selective_ssm.errors import UserError, nearest
+from selective_ssm.models import PRESETS, LanguageModel, LanguageModelConfig
+from selective_ssm.models.checkpoint import read_config
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from selective_ssm.cli.parser import Parser
+
+
+def add_arguments(parser: Parser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("model", type=str, help="a checkpoint's folder, or a preset: " + ", ".join(PRESETS))
+
+
+def run(options: Namespace) -> None:
+    """Print the parameters by part, and the memory of weights and state in fp32 and bf16."""
+    with torch.device("meta"):
+        model = LanguageModel(_config(options.model))
+    parts = model.num_parameters()
+    total = sum(parts.values())
+    rows = [{"part": part, "parameters": f"{count:,}"} for part, count in {**parts, "all": total}.items()]
+    rich.print(table(rows, title=options.model))
+    memory = [
+        {
+            "dtype": name,
+            "weights": _bytes(sum(one.nbytes for one in model.to(dtype).parameters())),
+            "state of a sequence": f"{model.init_state(1).nbytes:,} bytes",
+        }
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+    ]
+    rich.print(table(memory, title="memory"))
+
+
+def _config(name: str) -> LanguageModelConfig:
+    if not Path(name).exists():
+        if name not in PRESETS:
+            known = ", ".join(PRESETS)
+            raise UserError(f"there is no folder '{name}', and no preset of that name{nearest(name, PRESETS)}: {known}")
+        return PRESETS[name]
+    return read_config(name)
+
+
+def _bytes(count: int) -> str:
+    unit, size = next(
+        (unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if count >= size or size == 1e3
+    )
+    return f"{count / size:.2f} {unit}"

@@ -1,0 +1,145 @@
+"""The parser of one verb: jsonargparse, with our sentences, recipe names and configs."""
+
+from __future__ import annotations
+
+import re
+from argparse import SUPPRESS
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
+
+import docstring_parser
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from selective_ssm.config import Config, from_tagged, to_tagged
+from selective_ssm.errors import FileProblem, UserError, nearest
+from selective_ssm.files import read_text
+from selective_ssm.recipes import recipe_path, recipes
+
+C = TypeVar("C", bound=Config)
+
+
+class Parser(ArgumentParser):
+    """Parses one verb's words; every mistake becomes a `UserError` of one sentence.
+
+    Args:
+        verb: its name.
+        description: what it does, for ``--help``.
+    """
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(prog=f"selective-ssm {verb}", description=description, allow_abbrev=False, print_config=None)
+        self.add_argument("--debug", action="store_true", help="show the traceback when something goes wrong")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Say in one sentence what is wrong with the words, naming the nearest key where one is unknown."""
+        raise UserError(self._sentence(message)) from ex
+
+    def add_config(self, config: type[Config]) -> None:
+        """Take ``--config`` with a file or a recipe's name, and an option ``--a.b`` for every key of a config."""
+        self.add_argument("--config", action=_ConfigFile, help="a file, or a recipe's name: " + ", ".join(recipes()))
+        self._add_keys(config, default=None, prefix="")
+
+    def _add_keys(self, config: type[Config], default: Config | None, prefix: str) -> None:
+        annotations = get_type_hints(config)
+        explained = {one.arg_name: one.description for one in docstring_parser.parse(config.__doc__ or "").params}
+        self.add_argument(f"--{prefix}kind", type=Literal[config.kind], default=config.kind, help=SUPPRESS)
+        for field in fields(config):
+            name, annotation = prefix + field.name, annotations[field.name]
+            value = getattr(default, field.name) if default else field.default
+            if _is_section(annotation):
+                self._add_keys(annotation, value if isinstance(value, Config) else None, f"{name}.")
+                continue
+            given = {"required": True} if value is MISSING else {"default": _plain(value)}
+            self.add_argument(f"--{name}", type=_option_type(annotation), help=explained.get(field.name), **given)
+
+    def _sentence(self, message: str) -> str:
+        """The message of jsonargparse, or of argparse below it, in our words; one that is not known stays as it is."""
+        message = " ".join(message.split())
+        if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
+            return f"unknown option '{found[1]}'{nearest(found[1], self._option_string_actions)}"
+        if found := re.match(r"unrecognized arguments: (.+)", message):
+            return f"too many words: '{found[1]}' is not expected"
+        if found := re.match(r"(?:Group '(.+)' does not accept option|Option) '(.+?)'", message):
+            key = f"{found[1]}.{found[2]}" if found[1] else found[2]
+            return f"unknown key '{key}'{nearest(key, [action.dest for action in self._actions])}"
+        if found := re.match(r'Parser key "(.+?)": (.+?)\.? G(?:ot|iven) value.*: (.*)', message):
+            return f"{found[1]}: {_expected(found[2])}, got '{found[3]}'"
+        if found := re.match(r'Parser key "(.+?)": (.+)', message):
+            return f"{found[1]}: {found[2]}"
+        if message.startswith("the following arguments are required") and "--config" in self._option_string_actions:
+            return f"{message}; --config takes them from a file or a recipe"
+        return message
+
+
+def _expected(text: str) -> str:
+    """What type was expected, out of jsonargparse's words."""
+    types = text.partition(" Errors:")[0]
+    names = [f"one of {one}" for one in re.findall(r"Literal\[(.*?)\]", types)]
+    names += ["null" if one == "NoneType" else one for one in re.findall(r"<class '(\w+)'>", types)]
+    return f"expected {' or '.join(names)}" if names else text[0].lower() + text[1:]
+
+
+class _ConfigFile(ActionConfigFile):
+    def __call__(self, parser: ArgumentParser, cfg: Namespace, values: str, option_string: str | None = None) -> None:
+        super().__call__(parser, cfg, str(_checked(_config_path(values))), option_string)
+
+
+def _config_path(name: str) -> Path:
+    """The file that ``--config`` names: one that is there, or a shipped recipe."""
+    if name in recipes() and not Path(name).is_file():
+        return recipe_path(name)
+    if Path(name).exists():
+        return Path(name)
+    known = ", ".join(recipes())
+    raise FileProblem(f"there is no file '{name}', and no recipe of that name{nearest(name, recipes())}: {known}")
+
+
+def _checked(path: Path) -> Path:
+    """Read a config file beforehand, so that what is wrong with the file itself is said in our words."""
+    try:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = f" at line {place.line + 1}" if place else ""
+        raise FileProblem(f"'{path}' is not valid YAML{line}: {getattr(error, 'problem', error)}") from error
+    if not isinstance(content, dict):
+        found = "it is empty" if content is None else f"it holds a {type(content).__name__}"
+        raise FileProblem(f"'{path}' is not a config of keys and values: {found}")
+    return path
+
+
+def config_from(options: Namespace, config: type[C], kinds: Mapping[str, type[Config]]) -> C:
+    """Build the config that `Parser.add_config` took the keys of.
+
+    Raises:
+        UserError: a value is refused; the sentence names its place.
+    """
+    keys = ("kind", *(field.name for field in fields(config)))
+    made = from_tagged({key: value for key, value in options.as_dict().items() if key in keys}, kinds)
+    assert isinstance(made, config)
+    return made
+
+
+def _is_section(annotation: Any) -> bool:
+    """Whether a field holds a config of one known class, so that each of its keys can be an option."""
+    return isinstance(annotation, type) and issubclass(annotation, Config) and hasattr(annotation, "kind")
+
+
+def _option_type(annotation: Any) -> Any:
+    """The type of an option: the field's own, or, where one of several configs may stand, any YAML or JSON."""
+    return Any if _holds_config(annotation) else annotation
+
+
+def _holds_config(annotation: Any) -> bool:
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return True
+    return any(map(_holds_config, get_args(annotation)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return to_tagged(value) if isinstance(value, Config) else value

@@ -1,0 +1,108 @@
+"""Bad input gives exit 2 and one sentence that says what is wrong, and no traceback."""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from selective_ssm.cli import main
+
+RECIPE = "model: {d_model: 8, n_layer: 1, vocab_size: 257}\ndata: {source: text.txt}\ntrainer: {output: run}\n"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
+    assert main([str(word) for word in words]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert re.fullmatch(r"selective-ssm: \S.*\n", told.err), "one sentence on one line"
+    assert "Traceback" not in told.err
+    return told.err
+
+
+def test_missing_file(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    assert "there is no file or folder" in refused(capsys, "evaluate", checkpoint, "--data", tmp_path / "none.txt")
+    assert "no such file or folder" in refused(capsys, "generate", tmp_path / "none")
+    told = refused(capsys, "train", "--config", "stdlib_byte")
+    assert "no recipe of that name (did you mean 'stdlib_bytes'?)" in told
+
+
+def test_empty_file(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    assert "holds no text" in refused(capsys, "evaluate", checkpoint, "--data", empty)
+    assert "it is empty" in refused(capsys, "train", "--config", empty)
+
+
+def test_unknown_key(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE + "optimizer: {lrr: 1}\n")
+    assert "unknown key 'optimizer.lrr' (did you mean 'optimizer.lr'?)" in refused(capsys, "train", "--config", recipe)
+    told = refused(capsys, "train", "--config", "stdlib_bytes", "--trainer.max_step", "3")
+    assert "unknown option '--trainer.max_step' (did you mean '--trainer.max_steps'?)" in told
+    told = refused(capsys, "generate", checkpoint, "--temperatur", "1")
+    assert "unknown option '--temperatur' (did you mean '--temperature'?)" in told, "no abbreviations"
+    pattern = '[{"kind": "mamba", "ssm": {"kind": "s6", "d_stat": 3}}]'
+    told = refused(capsys, "train", "--config", "stdlib_bytes", "--model.pattern", pattern)
+    assert "model.pattern[0].ssm: unknown key 'd_stat' (did you mean 'd_state'?)" in told
+
+
+def test_wrong_type(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("n_layer: 1", "n_layer: one"))
+    assert "model.n_layer: expected int, got 'one'" in refused(capsys, "train", "--config", recipe)
+    told = refused(capsys, "train", "--config", "stdlib_bytes", "--trainer.max_steps", "x")
+    assert "trainer.max_steps: expected int or null, got 'x'" in told
+    told = refused(capsys, "generate", checkpoint, "--dtype", "fp8")
+    assert "expected one of 'fp32', 'bf16', 'fp16' or null, got 'fp8'" in told
+
+
+def test_truncated_checkpoint(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "truncated" in refused(capsys, "generate", copy)
+    config = copy / "config.json"
+    config.write_bytes(config.read_bytes()[:-20])
+    assert "truncated" in refused(capsys, "info", copy)
+
+
+def test_folder_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for verb in (("generate",), ("info",), ("evaluate", "--data", "python_stdlib")):
+        assert "is not a checkpoint" in refused(capsys, *verb, tmp_path)
+
+
+def test_unreadable_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_bytes(b"\xff\xfe")
+    assert "is not a UTF-8 text" in refused(capsys, "train", "--config", recipe)
+    recipe.write_text("model:\n  - [")
+    assert "is not valid YAML at line 2" in refused(capsys, "train", "--config", recipe)
+    recipe.write_text("just words")
+    assert "it holds a str" in refused(capsys, "train", "--config", recipe)
+    assert "this is a folder" in refused(capsys, "train", "--config", tmp_path)
+
+
+def test_prompt_of_undecodable_bytes(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_python_gets_it = b"ab\xff".decode("utf-8", "surrogateescape")
+    assert "its byte 2 cannot be decoded" in refused(capsys, "generate", checkpoint, "--prompt", as_python_gets_it)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff")))
+    assert "its byte 2 cannot be decoded" in refused(capsys, "generate", checkpoint, "--prompt", "-")
+
+
+def test_other_mistakes(capsys: pytest.CaptureFixture[str], checkpoint: Path, ids_checkpoint: Path) -> None:
+    assert "too many words: 'more'" in refused(capsys, "generate", checkpoint, "more")
+    assert "required: checkpoint" in refused(capsys, "generate")
+    assert "--config takes them from" in refused(capsys, "train")
+    assert "top_p must be above 0" in refused(capsys, "generate", checkpoint, "--top-p", "2")
+    assert "has no tokenizer" in refused(capsys, "evaluate", ids_checkpoint, "--data", "python_stdlib")
+    assert "give token ids such as" in refused(capsys, "generate", ids_checkpoint, "--prompt", "text")
+    assert "the device 'nowhere' cannot be used" in refused(capsys, "generate", checkpoint, "--device", "nowhere")
+    assert "did you mean 'mamba-130m'?" in refused(capsys, "info", "mamba-130")
+    assert "did you mean 'stdlib_bytes'?" in refused(capsys, "recipes", "stdlib_byte")

@@ -1,0 +1,31 @@
+"""``selective-ssm info``: what a model costs, without loading it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from selective_ssm.cli import main
+from selective_ssm.models import LanguageModel
+
+
+def test_the_largest_preset_takes_no_time(capsys: pytest.CaptureFixture[str]) -> None:
+    start = time.perf_counter()
+    assert main(["info", "mamba-2.8b"]) == 0
+    assert time.perf_counter() - start < 5
+    shown = capsys.readouterr().out
+    assert "2,768,345,600" in shown  # 2.8 billion: the released model's
+    assert "11.07 GB" in shown
+    assert "5.54 GB" in shown
+
+
+def test_a_checkpoint_is_described_part_by_part(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = LanguageModel.from_pretrained(checkpoint)
+    assert main(["info", str(checkpoint)]) == 0
+    shown = capsys.readouterr().out
+    parts = model.num_parameters()
+    assert all(part in shown and f"{count:,}" in shown for part, count in parts.items())
+    assert f"{sum(parts.values()):,}" in shown
+    assert f"{model.init_state(1).nbytes:,} bytes" in shown

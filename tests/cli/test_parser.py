@@ -1,0 +1,102 @@
+"""Configs on the command line: files, recipes, an option for every key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import pytest
+
+from selective_ssm.cli.parser import Parser, config_from
+from selective_ssm.config import Config, to_tagged
+from selective_ssm.errors import UserError
+from selective_ssm.files import write_json
+
+
+class Part(Config):
+    """What stands in a list of parts: one of several kinds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wheel(Part):
+    kind: ClassVar[str] = "wheel"
+    radius: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(Config):
+    """What moves it.
+
+    Args:
+        power: in kilowatts.
+    """
+
+    kind: ClassVar[str] = "engine"
+    power: int = 50
+    fuel: Literal["petrol", "none"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Car(Config):
+    kind: ClassVar[str] = "car"
+    name: str
+    owner: str | None = None
+    engine: Engine = Engine(power=70)
+    parts: tuple[Part, ...] = (Wheel(),)
+    range: tuple[int, int] = (1, 2)
+
+
+KINDS: dict[str, type[Config]] = {one.kind: one for one in (Wheel, Engine, Car)}
+
+
+def parsed(*words: str | Path) -> Car:
+    parser = Parser("drive", "drives")
+    parser.add_config(Car)
+    return config_from(parser.parse_args([str(word) for word in words]), Car, KINDS)
+
+
+def test_keys_that_are_not_given_take_the_config_s_defaults() -> None:
+    assert parsed("--name", "a") == Car(name="a")
+
+
+def test_a_file_is_read_and_every_key_can_be_overridden(tmp_path: Path) -> None:
+    path = tmp_path / "car.yaml"
+    path.write_text("name: a\nowner: me\nengine: {power: 1, fuel: petrol}\nparts: [{kind: wheel}, {kind: wheel}]\n")
+    from_file = Car(name="a", owner="me", engine=Engine(power=1, fuel="petrol"), parts=(Wheel(), Wheel()))
+    assert parsed("--config", path) == from_file
+    expected = Car(name="7", engine=Engine(power=2, fuel="petrol"), parts=(Wheel(radius=1.0),), range=(3, 4))
+    words = ("--name", "7", "--owner", "null", "--engine.power", "2", "--range", "[3, 4]")
+    assert parsed("--config", path, *words, "--parts", '[{"kind": "wheel", "radius": 1e0}]') == expected
+    assert parsed("--config", path, "--parts", "[{kind: wheel}, {kind: wheel}]") == from_file
+
+
+def test_a_saved_config_is_a_config_file(tmp_path: Path) -> None:
+    car = Car(name="b", engine=Engine(fuel="petrol"), parts=())
+    write_json(tmp_path / "car.json", to_tagged(car))
+    assert parsed("--config", tmp_path / "car.json") == car
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "the following arguments are required: name; --config takes them from a file or a recipe"),
+        (["--name", "a", "--engin.power", "1"], "unknown option '--engin.power' (did you mean '--engine.power'?)"),
+        (["--name", "a", "--engine.power", "1.5"], "engine.power: expected int, got '1.5'"),
+        (["--name", "a", "--engine.fuel", "x"], "engine.fuel: expected one of 'petrol', 'none', got 'x'"),
+        (["--name", "a", "--parts", "[{kind: weel}]"], "parts[0]: unknown kind 'weel' (did you mean 'wheel'?)"),
+        (["--name", "a", "--parts", "3"], "parts must be a list, got 3 (int)"),
+        (["--name", "a", "--kind", "lorry"], "kind: expected one of 'car', got 'lorry'"),
+        (["--name"], "argument --name: expected one argument"),
+    ],
+)
+def test_what_does_not_fit_is_told_in_one_sentence(words: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as told:
+        parsed(*words)
+    assert str(told.value).startswith(sentence)
+
+
+def test_keys_are_explained_by_the_config_s_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--help")
+    assert "in kilowatts. (type: int, default: 70)" in " ".join(capsys.readouterr().out.split())
