@@ -45,6 +45,13 @@ def test_text_json_and_tensors_survive_unchanged(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.json", "a.safetensors", "new"]
 
 
+def test_every_kind_of_file_is_as_readable_as_others_made_here(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    files.write_json(tmp_path / "a.json", {})
+    files.write_tensors(tmp_path / "a.safetensors", {"a": torch.zeros(1)})
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     files.write_text(target, "old")

@@ -94,6 +94,9 @@ def replacing(path: str | Path) -> Generator[Path]:
             _lock(claim.fileno(), wait=True)
             try:
                 yield temporary
+                os.chmod(
+                    temporary, os.fstat(claim.fileno()).st_mode
+                )  # a writer may have put a private file in its place
                 _flush(temporary)
                 if sys.platform == "win32":
                     claim.close()  # an open file cannot be renamed there

@@ -12,7 +12,9 @@ from selective_ssm.recipes import recipes
 from selective_ssm.training.config import KINDS, TrainConfig
 
 SHIPPED = sorted(
-    path.name.removesuffix(".yaml") for path in resources.files("selective_ssm").joinpath("recipes").iterdir()
+    path.name.removesuffix(".yaml")
+    for path in resources.files("selective_ssm").joinpath("recipes").iterdir()
+    if path.name.endswith(".yaml")
 )
 
 

@@ -19,9 +19,10 @@ from selective_ssm.config import to_tagged
 from selective_ssm.errors import FileProblem
 from selective_ssm.files import read_tensors
 from selective_ssm.models import LanguageModel
-from selective_ssm.training import TrainConfig, checkpoint, train
+from selective_ssm.training import TrainConfig, checkpoint
 from selective_ssm.training.callbacks import StepEnd
 from selective_ssm.training.metrics import CSVMetrics
+from selective_ssm.training.run import train
 from tests.training.conftest import MakeConfig, figures
 
 resource = pytest.importorskip("resource", reason="Windows has no signals, forks or links like these")
@@ -29,7 +30,7 @@ resource = pytest.importorskip("resource", reason="Windows has no signals, forks
 SCRIPT = """
 import sys, json
 from selective_ssm.config import from_tagged
-from selective_ssm.training import train
+from selective_ssm.training.run import train
 from selective_ssm.training.config import KINDS
 train(from_tagged(json.loads(sys.argv[1]), KINDS))
 """

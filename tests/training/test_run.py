@@ -15,7 +15,8 @@ from selective_ssm.errors import FileProblem, UserError
 from selective_ssm.evaluation import evaluate
 from selective_ssm.files import read_json
 from selective_ssm.models import LanguageModel
-from selective_ssm.training import OptimizerConfig, ScheduleConfig, TrainConfig, module, train
+from selective_ssm.training import OptimizerConfig, ScheduleConfig, TrainConfig, module
+from selective_ssm.training.run import train
 from tests.training.conftest import TINY, MakeConfig, figures
 
 STEADY = ScheduleConfig(shape="constant", warmup_steps=0)
