@@ -48,12 +48,10 @@ def backward(
         gate = pre.sigmoid()
         d_pre = d_pre * gate * (1 + pre * (1 - gate))
     width = weight.shape[1]
-    taps = [(d_pre * values.index_select(1, pool.entry_slots(k))).sum((0, 1)) for k in range(width)]
-
-    or_zero = torch.cat([torch.zeros_like(d_pre[:, :1]), d_pre], 1)
+    taps = [(d_pre * pool.read(values, k)).sum((0, 1)) for k in range(width)]
     d_values = torch.zeros_like(values)
     for k in range(width):
-        d_values.addcmul_(or_zero.index_select(1, pool.readers(k)), weight[:, k].to(values.dtype))
+        pool.add_read(d_values, k, d_pre, weight[:, k].to(values.dtype))
     if d_final is not None:
         d_values.index_add_(1, pool.final_slots().flatten(), pool.as_entries(d_final.to(values.dtype)))
     histories = d_values.shape[1] - x.shape[1]
@@ -101,6 +99,11 @@ class _Pool:
         offsets = sequences.boundaries(x.shape[1], cu_seqlens, x.device)
         return cls(Order(offsets, options.reverse), cu_seqlens is not None, x.shape[1], weight.shape[1] - 1)
 
+    @property
+    def in_order(self) -> bool:
+        """Whether the pool is one sequence in the order in which it is visited, so that a view serves for an index."""
+        return not self.packed and not self.order.reverse
+
     def fill(self, inputs: Inputs) -> Tensor:
         """(B, S H + L, D) the pool's values; a history that is not given is zero."""
         x = inputs.x.to(_wide(inputs.x))
@@ -110,27 +113,27 @@ class _Pool:
             history = self.as_entries(inputs.initial_state.to(x.dtype))
         return torch.cat([history, x], 1)
 
-    def entry_slots(self, k: int) -> Tensor:
-        """(L,) where the entry lies that each token's output reads with weight k."""
+    def read(self, values: Tensor, k: int) -> Tensor:
+        """(B, L, D) the entry that each token's output reads with weight k."""
+        if self.in_order:
+            return values[:, k : k + self.length]
         sequence, position = self.order.find(self.length)
-        return self._slot(sequence, position + k)
+        return values.index_select(1, self._slot(sequence, position + k))
+
+    def add_read(self, d_values: Tensor, k: int, d_out: Tensor, weight: Tensor) -> None:
+        """The adjoint of `read`: adds weight d_out, (B, L, D), to the gradients of the entries that were read."""
+        if self.in_order:
+            d_values[:, k : k + self.length].addcmul_(d_out, weight)
+            return
+        reader, has_reader = self._readers(k)
+        gathered = d_out.index_select(1, reader).masked_fill_(~has_reader[:, None], 0)
+        d_values.addcmul_(gathered, weight)
 
     def final_slots(self) -> Tensor:
         """(S, H) where each sequence's last H entries lie."""
         sequence = torch.arange(len(self.order.lengths), device=self.order.offsets.device)[:, None]
         entry = self.order.lengths[:, None] + torch.arange(self.history, device=sequence.device)
         return self._slot(sequence, entry)
-
-    def readers(self, k: int) -> Tensor:
-        """(S H + L,) one more than the token whose output reads each entry with weight k; 0 where none does."""
-        count = len(self.order.lengths)
-        histories = torch.arange(count * self.history, device=self.order.offsets.device)
-        sequence, position = self.order.find(self.length)
-        sequence = torch.cat([histories // max(self.history, 1), sequence])
-        position = torch.cat([histories % max(self.history, 1), position + self.history]) - k
-        is_token = (position >= 0) & (position < self.order.lengths[sequence])
-        token = self.order.token(sequence, position).clamp(0, self.length - 1)
-        return torch.where(is_token, token + 1, 0)
 
     def as_entries(self, states: Tensor) -> Tensor:
         """(B or S, D, H) -> (B, S H, D)."""
@@ -142,6 +145,15 @@ class _Pool:
         states = entries.squeeze(0).unflatten(0, (len(self.order.lengths), self.history)) if self.packed else entries
         return states.transpose(1, 2).contiguous()
 
+    def _readers(self, k: int) -> tuple[Tensor, Tensor]:
+        """Two (S H + L,): the token whose output reads each entry with weight k, and whether there is one."""
+        histories = torch.arange(len(self.order.lengths) * self.history, device=self.order.offsets.device)
+        sequence, position = self.order.find(self.length)
+        sequence = torch.cat([histories // max(self.history, 1), sequence])
+        position = torch.cat([histories % max(self.history, 1), position + self.history]) - k
+        token = self.order.token(sequence, position).clamp(0, self.length - 1)
+        return token, (position >= 0) & (position < self.order.lengths[sequence])
+
     def _slot(self, sequence: Tensor, entry: Tensor) -> Tensor:
         histories = len(self.order.lengths) * self.history
         token = self.order.token(sequence, entry - self.history).clamp(0, self.length - 1)
@@ -150,11 +162,11 @@ class _Pool:
 
 def _convolve(values: Tensor, pool: _Pool, inputs: Inputs) -> Tensor:
     """Bias + sum_k weight_k entry_{p + k}."""
-    batch, length, channels = inputs.x.shape
-    out = values.new_zeros(batch, length, channels) if inputs.bias is None else inputs.bias.to(values.dtype)
-    for k, weight in enumerate(inputs.weight.to(values.dtype).unbind(1)):
-        out = torch.addcmul(out, values.index_select(1, pool.entry_slots(k)), weight)
-    return out
+    weights = inputs.weight.to(values.dtype).unbind(1)
+    out = pool.read(values, 0) * weights[0]
+    for k, weight in enumerate(weights[1:], 1):
+        out.addcmul_(pool.read(values, k), weight)
+    return out if inputs.bias is None else out.add_(inputs.bias.to(values.dtype))
 
 
 def _activate(x: Tensor, activation: str | None) -> Tensor:
