@@ -21,8 +21,9 @@ class ScanCase:
     lengths: tuple[int, ...] = ()  # of packed sequences
     dtype: torch.dtype = torch.float32
     complex_state: bool = False
-    complex_maps: bool = True  # whether B and C are complex too
-    strided: bool = False
+    complex_maps: str = "BC"  # which of B and C are complex too, where the state is
+    delta_dtype: torch.dtype | None = None  # where it is not that of the others
+    strided: bool = False  # whether u, delta and z are parts of a wider projection
     delta_softplus: bool = True
     reverse: bool = False
     discretization: str = "euler"
@@ -37,16 +38,16 @@ class ScanCase:
         def normal(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-        def sequence(scale: float = 1.0) -> Tensor:
-            if self.strided:  # the middle of a wider projection
-                return normal(batch, length, 3 * self.channels)[..., self.channels : 2 * self.channels] * 1.0
-            return normal(batch, length, self.channels) * scale
+        def sequence(dtype: torch.dtype = self.dtype) -> Tensor:
+            if self.strided:
+                return normal(batch, length, 3 * self.channels, dtype=dtype)[..., self.channels : 2 * self.channels]
+            return normal(batch, length, self.channels, dtype=dtype)
 
         def map_of(name: str) -> Tensor:
             shape = [self.channels, self.state]
             if name not in self.fixed:
                 shape = [batch, length, *([] if self.groups is None else [self.groups]), self.state]
-            if self.complex_state and self.complex_maps:
+            if self.complex_state and name in self.complex_maps:
                 return torch.complex(normal(*shape, dtype=wide), normal(*shape, dtype=wide))
             return normal(*shape)
 
@@ -54,7 +55,13 @@ class ScanCase:
         A = rates.to(wide)
         if self.complex_state:
             A = torch.complex(A, normal(self.channels, self.state, dtype=wide) * 3)
-        tensors = {"u": sequence(), "delta": sequence(), "A": A, "B": map_of("B"), "C": map_of("C")}
+        tensors = {
+            "u": sequence(),
+            "delta": sequence(self.delta_dtype or self.dtype),
+            "A": A,
+            "B": map_of("B"),
+            "C": map_of("C"),
+        }
         if not self.delta_softplus:
             tensors["delta"] = tensors["delta"].abs() * 0.5
         if "D" in self.optional:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from selective_ssm.ops import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
 from tests.ops.cases import ScanCase
@@ -16,7 +17,8 @@ OPS = torch.ops.selective_ssm
 def scan_arguments(case: ScanCase) -> tuple[Any, ...]:
     tensors, options = case.arguments()
     for name in ("B", "C"):
-        tensors[name] = tensors[name].detach().unsqueeze(2).requires_grad_()
+        if tensors[name].dim() == 3:
+            tensors[name] = tensors[name].detach().unsqueeze(2).requires_grad_()
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state")
     return (*(tensors.get(name) for name in names), options.get("cu_seqlens"), True, case.reverse, case.discretization)
 
@@ -52,6 +54,58 @@ def test_compiles_whole() -> None:
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     for x, y in zip(torch.autograd.grad(compiled(**tensors), list(tensors.values())), eager, strict=True):
         assert torch.allclose(x, y, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_eager_result() -> None:
+    tensors, options = ScanCase(optional="Dzb").arguments()
+
+    def function(**tensors: torch.Tensor) -> torch.Tensor:
+        x = causal_conv1d(tensors.pop("u"), torch.ones(6, 4), activation="silu")
+        return selective_scan(x * 2, **tensors, **options).transpose(1, 2).sin().sum()
+
+    eager = torch.autograd.grad(function(**tensors), list(tensors.values()))
+    compiled = torch.compile(function, fullgraph=True)
+    for x, y in zip(torch.autograd.grad(compiled(**tensors), list(tensors.values())), eager, strict=True):
+        assert torch.allclose(x, y, rtol=1e-5, atol=1e-5)
+
+
+LAYOUTS = {
+    "as it is": lambda x: x,
+    "length inside": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+    "expanded": lambda x: x[:1, :1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", [ScanCase(), ScanCase(lengths=(3, 9)), ScanCase(groups=2, fixed="C", strided=True)])
+def test_results_lie_in_memory_as_their_fakes_do(case: ScanCase, layout: str) -> None:
+    """What compiled programs rely on."""
+    scan = scan_arguments(case)
+    x = scan[0]
+    conv = (x, torch.randn(6, 4), torch.randn(6), None, scan[9], "silu", False)
+    d_out = LAYOUTS[layout](torch.randn(x.shape))
+    with torch.no_grad():
+        saved = OPS.selective_scan(*scan, True, True, None)[2]
+        calls = [
+            (OPS.selective_scan, (*scan, True, True, None)),
+            (OPS.selective_scan_backward, (d_out, None, saved, *scan, None)),
+            (OPS.causal_conv1d, (*conv, True, True, None)),
+            (OPS.causal_conv1d_backward, (d_out, None, torch.empty(0), *conv, None)),
+        ]
+        for call, arguments in calls:
+            with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                fakes = call(*(mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in arguments))
+            for real, fake in zip(call(*arguments), fakes, strict=True):
+                assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
+                assert real.is_contiguous()
+                assert fake.is_contiguous()
+
+
+def test_meta_tensors_give_shapes() -> None:
+    x, maps = torch.empty(2, 9, 6, device="meta"), torch.empty(2, 9, 4, device="meta")
+    assert selective_scan(x, x, torch.empty(6, 4, device="meta"), maps, maps).shape == x.shape
+    assert causal_conv1d(x, torch.empty(6, 4, device="meta")).device.type == "meta"
 
 
 def test_steps_compile_whole() -> None:
@@ -102,6 +156,7 @@ REFUSED = {
     "B has shape (2, 37, 5); expected (B, L, N) with B = 2, L = 37, N = 4": {"B": torch.zeros(2, 37, 5)},
     "B has G = 4 groups; expected a divisor of D = 6": {"B": torch.zeros(2, 37, 4, 4)},
     "B has 2 groups and C has 1; expected the same number": {"B": torch.zeros(2, 37, 2, 4)},
+    "A has shape (D, 0); expected at least one state": {"A": torch.zeros(6, 0)},
     "u has dtype int64": {"u": torch.zeros(2, 37, 6, dtype=torch.int64)},
     "initial_state has shape (1, 6, 4); expected (B, D, N)": {"initial_state": torch.zeros(1, 6, 4)},
     "discretization is 'bilinear'; expected 'euler' or 'zoh'": {"discretization": "bilinear"},
@@ -144,3 +199,18 @@ def test_bad_slots_are_refused(indices: list[int], words: str) -> None:
         selective_scan_step(
             torch.zeros(5, 6, 4), now, now, -torch.ones(6, 4), maps, maps, state_indices=torch.tensor(indices)
         )
+
+
+def test_slots_that_slip_through_never_leave_the_state() -> None:
+    state, now, maps = torch.zeros(2, 6, 4), torch.ones(1, 6), torch.ones(1, 1, 4)
+    tensors, options = (now, now, -torch.ones(6, 4), maps, maps, None, None, None), (True, False, "euler")
+    assert OPS.selective_scan_step(state, *tensors, *options, torch.tensor([99]), None).isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_values_on_a_gpu_are_read_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bad = torch.zeros(1, 9, 6).cuda(), torch.zeros(6, 4).cuda(), torch.tensor([0, 5]).cuda()
+    assert causal_conv1d(x, weight, cu_seqlens=bad).shape == x.shape
+    monkeypatch.setenv("SELECTIVE_SSM_CHECK", "1")
+    with pytest.raises(ValueError, match="expected non-decreasing values from 0 to L = 9"):
+        causal_conv1d(x, weight, cu_seqlens=bad)

@@ -36,9 +36,13 @@ CASES = {
     "packed": ScanCase(lengths=(5, 0, 17, 1, 32, 0)),
     "packed, reverse, zoh": ScanCase(lengths=(0, 16, 33, 2), reverse=True, discretization="zoh"),
     "complex": ScanCase(complex_state=True),
-    "complex, real maps": ScanCase(complex_state=True, complex_maps=False, groups=2),
+    "complex, real maps": ScanCase(complex_state=True, complex_maps="", groups=2),
     "complex, zoh, packed": ScanCase(complex_state=True, discretization="zoh", lengths=(7, 20), fixed="BC"),
+    "complex, packed, reverse": ScanCase(complex_state=True, complex_maps="C", lengths=(9, 0, 24), reverse=True),
+    "many states": ScanCase(batch=1, length=20, channels=2, state=256),
+    "one channel, packed": ScanCase(channels=1, lengths=(17, 3)),
     "bf16": ScanCase(dtype=torch.bfloat16),
+    "bf16 with delta in fp32": ScanCase(dtype=torch.bfloat16, delta_dtype=torch.float32, strided=True),
     "fp16, packed": ScanCase(dtype=torch.float16, lengths=(3, 30)),
 }  # fmt: skip
 
@@ -101,7 +105,7 @@ def test_agrees_with_the_recurrence_on_a_gpu(case: ScanCase) -> None:
     groups=st.sampled_from([None, 1, 2]),
     fixed=st.sampled_from(["", "B", "C", "BC"]),
     optional=st.sampled_from(["", "Dz", "bi", "Dzbi"]),
-    flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["euler", "zoh"])),
+    flags=st.tuples(st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["euler", "zoh"])),
 )
 def test_any_shape(
     seed: int,
@@ -111,13 +115,13 @@ def test_any_shape(
     groups: int | None,
     fixed: str,
     optional: str,
-    flags: tuple[bool, bool, bool, str],
+    flags: tuple[bool, bool, bool, bool, str],
 ) -> None:
-    softplus, reverse, complex_state, discretization = flags
+    softplus, reverse, complex_state, strided, discretization = flags
     case = ScanCase(
         batch=1, length=sum(lengths), lengths=tuple(lengths) if packed else (), channels=4, state=state, groups=groups,
         fixed=fixed, optional=optional, complex_state=complex_state, delta_softplus=softplus, reverse=reverse,
-        discretization=discretization,
+        discretization=discretization, strided=strided,
     )  # fmt: skip
     assert_case(case, seed)
 
@@ -189,6 +193,15 @@ def test_the_states_of_a_whole_sequence_are_never_stored(monkeypatch: pytest.Mon
     assert largest.numel <= 4 * case.length * case.channels
 
 
+def test_the_gradient_of_a_linear_softplus_is_exact_in_float64() -> None:
+    tensors, options = ScanCase(batch=1, length=3, channels=1, state=1, dtype=torch.float64, optional="").arguments()
+    with torch.no_grad():
+        tensors["delta"].fill_(20.5)
+    expected = torch.autograd.grad(oracle.scan(**tensors, **options)[0].sum(), tensors["delta"])[0]
+    (actual,) = torch.autograd.grad(selective_scan(**tensors, **options).sum(), tensors["delta"])
+    assert (actual - expected).abs().max() <= 1e-14 * expected.abs().max()
+
+
 def test_only_what_is_asked_for_is_kept() -> None:
     tensors, options = ScanCase(optional="").arguments()
     u, delta, A, B, C = tensors.values()
@@ -256,8 +269,9 @@ def test_length_last_entry_point() -> None:
     assert torch.equal(selective_scan_fn(**turned, delta_softplus=True), out_last)
 
 
-def test_length_last_entry_point_takes_interleaved_complex_maps() -> None:
-    tensors, options = ScanCase(optional="", complex_state=True).arguments()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_length_last_entry_point_takes_interleaved_complex_maps(dtype: torch.dtype) -> None:
+    tensors, options = ScanCase(optional="", complex_state=True, dtype=dtype).arguments()
     turned = {k: tensors[k].transpose(1, 2) for k in ("u", "delta")}
     for k in ("B", "C"):
         turned[k] = torch.view_as_real(tensors[k].transpose(1, 2).contiguous()).flatten(-2)

@@ -159,7 +159,7 @@ class Operator:
         *rest, state_indices, backend = arguments
         n = len(self._step_inputs._fields)
         inputs, options = self._step_inputs(*rest[:n]), self._options(*rest[n:])
-        return self._choose("_step", inputs, backend).step(state, inputs, options, state_indices)
+        return self._choose("_step", inputs, backend).step(state, inputs, options, state_indices).contiguous()
 
     def _fake_step(self, state: Tensor, sequence: Tensor, *_: Any) -> Tensor:
         return sequence.new_empty(sequence.shape)
@@ -210,5 +210,5 @@ def _schema(fields: type[Any]) -> str:
 
 
 def _or_empty(tensors: Iterable[Tensor | None], like: Tensor) -> tuple[Tensor, ...]:
-    """Stands a tensor of size zero in for each None: a registered operator always returns tensors."""
-    return tuple(like.new_empty(0) if x is None else x for x in tensors)
+    """What a registered operator returns: tensors always, of size zero for None, and laid out as its fake promises."""
+    return tuple(like.new_empty(0) if x is None else x.contiguous() for x in tensors)

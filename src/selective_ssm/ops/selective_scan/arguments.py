@@ -46,6 +46,8 @@ def _check_common(inputs: Inputs | StepInputs, sequence: str, projection: str, d
             _check_tensor(name, x, sequence, sizes, real, u)
             checks.channel_last(name, x)
     _check_tensor("A", A, "D N", sizes, rates, u)
+    if sizes["N"] == 0:
+        raise ValueError("A has shape (D, 0); expected at least one state a channel")
     for name, x in (("D", inputs.D), ("delta_bias", inputs.delta_bias)):
         if x is not None:
             _check_tensor(name, x, "D", sizes, rates[:1], u)
@@ -72,6 +74,10 @@ def _check_projection(
 ) -> int | None:
     """B or C: over time as `legend`, with or without G, or a time-invariant (D, N). Returns G, None for the last."""
     time_invariant = x.dim() == 2 and (legend != "B G N" or x.shape[0] != sizes["B"])
+    if time_invariant and legend == "B G N" and x.shape[0] != sizes["D"]:
+        raise ValueError(
+            f"{name} has {x.shape[0]} rows; expected B = {sizes['B']} of them, or D = {sizes['D']} for all time"
+        )
     grouped = x.dim() == len(legend.split())
     legend = "D N" if time_invariant else legend if grouped else legend.replace(" G", "")
     _check_tensor(name, x, legend, dict(sizes), dtypes, u)

@@ -203,7 +203,7 @@ def selective_scan_fn(
         if x.dim() == 2:
             return x
         if A.is_complex() and not x.is_complex() and x.shape[-1] == 2 * u.shape[-1]:
-            x = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+            x = torch.view_as_complex(x.to(A.real.dtype).unflatten(-1, (-1, 2)).contiguous())
         return length_second(x)
 
     result = selective_scan(

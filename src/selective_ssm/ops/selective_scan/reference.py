@@ -76,8 +76,7 @@ def backward(
         gate = z.to(wide).sigmoid()
         d_z = (d_out * y * gate * (1 + z.to(wide) * (1 - gate))).to(z.dtype)
     if options.delta_softplus:
-        # The derivative of softplus is 1 - exp(-softplus): 1, to rounding, where softplus is linear.
-        d_step *= -torch.expm1(-op.step)
+        d_step *= torch.where(op.step > 20, 1, -torch.expm1(-op.step))  # 1 - exp(-softplus); softplus is linear above
     return (
         d_u.to(u.dtype),
         d_step.to(inputs.delta.dtype),
