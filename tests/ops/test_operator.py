@@ -57,6 +57,7 @@ def test_compiles_whole() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own imports
 def test_inductor_gives_the_eager_result() -> None:
     tensors, options = ScanCase(optional="Dzb").arguments()
 
