@@ -104,5 +104,6 @@ def test_other_mistakes(capsys: pytest.CaptureFixture[str], checkpoint: Path, id
     assert "has no tokenizer" in refused(capsys, "evaluate", ids_checkpoint, "--data", "python_stdlib")
     assert "give token ids such as" in refused(capsys, "generate", ids_checkpoint, "--prompt", "text")
     assert "the device 'nowhere' cannot be used" in refused(capsys, "generate", checkpoint, "--device", "nowhere")
+    assert "the device 'meta' holds no values" in refused(capsys, "generate", checkpoint, "--device", "meta:0")
     assert "did you mean 'mamba-130m'?" in refused(capsys, "info", "mamba-130")
     assert "did you mean 'stdlib_bytes'?" in refused(capsys, "recipes", "stdlib_byte")

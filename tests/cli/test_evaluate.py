@@ -12,6 +12,15 @@ from selective_ssm.evaluation import evaluate
 from selective_ssm.generation import load
 
 
+def test_the_field_of_json_lines_can_be_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = tmp_path / "a.jsonl"
+    lines.write_text('{"body": "four"}\n')
+    assert main(["evaluate", str(checkpoint), "--data", str(lines), "--text-field", "body"]) == 0
+    assert "bytes          4\n" in capsys.readouterr().out
+
+
 def test_the_figures_are_those_of_the_library(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -80,6 +80,18 @@ def test_ctrl_c_is_quiet(capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (7, 7), ("said why", 1)])
+def test_whoever_leaves_takes_the_code_along(
+    code: str | int | None, expected: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def leaving(_: object) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(info, "run", leaving)
+    assert main(["info", "mamba-130m"]) == expected
+    assert capsys.readouterr().err == ("said why\n" if expected == 1 else "")
+
+
 def test_a_reader_that_leaves_ends_it_quietly(ids_checkpoint: Path) -> None:
     words = ["generate", str(ids_checkpoint), "--prompt", "1", "--max-new-tokens", "1000000000"]
     environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2])}

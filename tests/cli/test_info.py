@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 
@@ -29,3 +30,13 @@ def test_a_checkpoint_is_described_part_by_part(checkpoint: Path, capsys: pytest
     assert all(part in shown and f"{count:,}" in shown for part, count in parts.items())
     assert f"{sum(parts.values()):,}" in shown
     assert f"{model.init_state(1).nbytes:,} bytes" in shown
+
+
+def test_a_checkpoint_of_impossible_size_is_named(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    config = (copy / "config.json").read_text()
+    (copy / "config.json").write_text(config.replace('"d_model": 16', '"d_model": 100000000000000000000'))
+    assert main(["info", str(copy)]) == 2
+    assert f"the model '{copy}' cannot be built: a size in the config is beyond" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
-from selective_ssm.data import ByteTokenizer, TokenizersTokenizer, load_tokenizer, tokenizer_from
+from selective_ssm.data import ByteTokenizer, Tokenizer, TokenizersTokenizer, load_tokenizer, tokenizer_from
 from selective_ssm.errors import FileProblem, UserError
 
 
@@ -26,6 +26,14 @@ def test_bytes_come_back_whatever_they_are(text: bytes) -> None:
     assert len(ids) == len(text)
     assert tokenizer.end not in ids
     assert tokenizer.decode([tokenizer.end, *ids, tokenizer.end]) == text
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer(), TokenizersTokenizer(words("?", "<|endoftext|>", "a"))])
+def test_an_array_holds_the_same_ids_in_little_memory(tokenizer: Tokenizer) -> None:
+    for text in ("", "a é a", b"a\xff"):
+        ids = tokenizer.encode_array(text)
+        assert ids.tolist() == tokenizer.encode(text)
+        assert ids.itemsize <= 4
 
 
 def test_a_byte_tokenizer_lies_in_a_folder(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 
 from selective_ssm.data import ByteTokenizer, Document
 from selective_ssm.errors import UserError
-from selective_ssm.evaluation import Evaluation, evaluate
+from selective_ssm.evaluation import Evaluation, evaluate, perplexity
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 
 BYTES = ByteTokenizer()
@@ -71,6 +72,17 @@ def test_documents_are_taken_a_group_at_a_time(model: LanguageModel) -> None:
 
     evaluate(model, watched(), BYTES, group=2)
     assert sorted(set(read_before)) == [2, 4, 5]
+
+
+def test_a_document_takes_five_times_its_size(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text, and 4 bytes an id; 0.2 MB are allowed for everything else."""
+    size = 1_000_000
+    monkeypatch.setattr(perplexity, "_packed_loss", lambda *_: (0.0, None))
+    tracemalloc.start()
+    evaluate(model, (Document(str(number), b"%d" % number * size) for number in range(3)), BYTES, group=1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5 * size + 200_000
 
 
 def test_an_even_model_needs_the_logarithm_of_its_vocabulary(model: LanguageModel) -> None:

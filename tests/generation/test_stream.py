@@ -13,7 +13,7 @@ from torch import Tensor
 from selective_ssm.data import ByteTokenizer
 from selective_ssm.errors import UserError
 from selective_ssm.generation import Sampler, generate, stream
-from selective_ssm.models import LanguageModel, ModelState
+from selective_ssm.models import LanguageModel, LanguageModelConfig, ModelState
 
 BYTES = ByteTokenizer()
 
@@ -91,6 +91,14 @@ def test_a_stop_string_ends_the_text(model: LanguageModel, monkeypatch: pytest.M
 
 def test_no_tokens_are_written_where_none_are_asked_for(model: LanguageModel) -> None:
     assert list(generate(model, [1], max_new_tokens=0)) == []
+
+
+def test_only_ids_of_the_tokenizer_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A released model's vocabulary is padded beyond its tokenizer's."""
+    padded = LanguageModel(LanguageModelConfig(d_model=8, n_layer=1, vocab_size=300))
+    monkeypatch.setattr(Sampler, "__call__", lambda _, logits, __: torch.tensor([logits.shape[-1] - 2]))
+    assert len("".join(generate(padded, "x", tokenizer=BYTES, max_new_tokens=4))) == 4
+    assert list(generate(padded, [1], max_new_tokens=1)) == [298]
 
 
 def test_gradients_are_off_inside_only(model: LanguageModel) -> None:

@@ -75,3 +75,19 @@ def test_spaces_between_the_tokens_of_a_word_level_tokenizer_are_kept() -> None:
     tokenizer = TokenizersTokenizer(backend)
     assert list(text_pieces([2, 1], tokenizer, StopGate(()), after=1)) == [" two", " one"]
     assert list(text_pieces([2, 1], tokenizer, StopGate(()), after=tokenizer.end)) == ["two", " one"]
+
+
+def test_characters_spelt_by_the_byte_tokens_of_a_vocabulary_come_whole() -> None:
+    """As Llama's does with what it has no token for."""
+    vocabulary = {"<|endoftext|>": 0, "▁one": 1, "▁two": 2} | {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    backend = Backend(models.BPE(vocabulary, [], byte_fallback=True))
+    backend.add_special_tokens(["<|endoftext|>"])
+    spaces = decoders.Replace("▁", " ")
+    backend.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = TokenizersTokenizer(backend)
+    spelt = [3 + byte for byte in "€é".encode()]
+    ids = [1, *spelt, 2, 1, *spelt]
+    streamed = list(text_pieces(ids, tokenizer, StopGate(()), after=tokenizer.end))
+    assert streamed == ["one", "€", "é", " two", " one", "€", "é"]
+    assert tokenizer.decode(ids).decode() == "".join(streamed) == backend.decode(ids)
+    assert tokenizer.decode([tokenizer.end, *spelt[:2]]) == "€".encode()[:2]

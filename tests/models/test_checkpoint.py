@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import operator
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,7 @@ def test_a_head_equal_to_the_embedding_is_accepted(folder: Path) -> None:
         ({"embedding__weight": torch.full((16, 8), torch.nan)}, "'embedding.weight' holds NaN or infinite values"),
         ({"embedding__weight": torch.zeros(16, 9)}, r"has the shape \(16, 9\), expected \(16, 8\)"),
         ({"embedding__weight": torch.zeros(16, 8, dtype=torch.int64)}, "holds torch.int64"),
+        ({"embedding__weight": torch.zeros(16, 8).to(torch.float8_e4m3fn)}, "holds torch.float8_e4m3fn"),
         ({"embedding__weight": None}, "'embedding.weight' is missing"),
         ({"backbone__extra": torch.zeros(1)}, "'backbone.extra' is not part of the model"),
         ({f"extra{n}": torch.zeros(1) for n in range(5)}, r"'extra2' \(and 2 more\) is not part"),
@@ -179,6 +182,28 @@ def test_an_unknown_key_of_the_config_is_refused_by_its_place(folder: Path) -> N
     (folder / "config.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match=r"pattern\[0\].ssm: unknown key 'd_stat' \(did you mean 'd_state'\?\)"):
         LanguageModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "sentence"),
+    [
+        (("d_model",), 10**12, "beyond what a tensor can have"),
+        (("d_model",), 10**20, "beyond what a tensor can have"),
+        (("vocab_size",), 10**20, "beyond what a tensor can have"),
+        (("n_layer",), 10**12, "tensors cannot be 1000000000000 layers"),
+        (("pattern", 0, "ssm", "dt_rank"), 17, "dt_rank must be at most the 16 channels"),
+    ],
+)
+def test_models_that_cannot_be_built_are_refused(
+    folder: Path, place: tuple[str | int, ...], value: int, sentence: str
+) -> None:
+    written = json.loads((folder / "config.json").read_text())
+    *outer, last = place
+    reduce(operator.getitem, outer, written["config"])[last] = value
+    (folder / "config.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match=sentence) as refusal:
+        LanguageModel.from_pretrained(folder)
+    assert str(folder) in str(refusal.value)
 
 
 def test_folders_that_are_no_checkpoints_are_refused(folder: Path, tmp_path: Path) -> None:

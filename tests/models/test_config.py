@@ -54,11 +54,20 @@ def test_the_vocabulary_is_padded(vocab_size: int, multiple: int, padded: int) -
         ("max_positions", -1, "max_positions must be greater than 0"),
         ("norm", "rmss", "did you mean 'rms'"),
         ("pattern", (), "pattern must hold at least one"),
+        ("pattern", MambaConfig(), "pattern must be a tuple of mixers' configs, got MambaConfig"),
+        ("pattern", ["mamba"], "pattern must be a tuple of mixers' configs, got .'mamba'"),
     ],
 )
 def test_impossible_models_are_refused(field: str, value: object, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         LanguageModelConfig(**({"d_model": 8, "n_layer": 1, "vocab_size": 11} | {field: value}))
+
+
+def test_a_list_of_mixers_is_as_good_as_a_tuple() -> None:
+    mixers = [MambaConfig(), MLPConfig()]
+    config = LanguageModelConfig(d_model=8, n_layer=1, vocab_size=11, pattern=mixers)  # pyright: ignore[reportArgumentType]
+    assert config.pattern == tuple(mixers)
+    assert from_tagged(to_tagged(config), CONFIG_KINDS) == config
 
 
 @pytest.mark.parametrize(

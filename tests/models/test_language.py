@@ -250,8 +250,10 @@ def test_what_does_not_fit_is_told() -> None:
         model(ids[0])
     with pytest.raises(UserError, match="a slot for each of the 2 sequences, got 3"):
         model(ids, state)
-    with pytest.raises(UserError, match=r"packed sequences need ids of shape \(1, L\)"):
-        model(ids, cu_seqlens=torch.tensor([0, 3]))
+    with pytest.raises(UserError, match=r"ids must have the shape \(B, L\), got \(3,\)"):
+        model.prefill(ids[0])
+    with pytest.raises(UserError, match=r"ids of the shape \(B,\), got \(2, 3\)"):
+        model.step(ids, state)
     with pytest.raises(UserError, match="2 tokens for a state of 3 slots"):
         model.step(ids[:, 0], state)
     with pytest.raises(UserError, match="at least one token"):
@@ -260,3 +262,36 @@ def test_what_does_not_fit_is_told() -> None:
         model(torch.tensor([[1, 13]]))
     with pytest.raises(UserError, match="64 positions, got a text of 65"):
         model(some_ids(HYBRID, 1, 65))
+
+
+@every_model
+def test_bounds_and_slots_are_checked(config: LanguageModelConfig) -> None:
+    """Also where no mixer looks at them, and before a table of positions does."""
+    model, ids = LanguageModel(config), some_ids(config, 1, 5)
+    for call in (model, model.prefill):
+        for bounds in ([0, 3], [0, 7], [0, 4, 3, 5]):
+            with pytest.raises(ValueError, match="cu_seqlens is .* from 0 to L = 5"):
+                call(ids, cu_seqlens=torch.tensor(bounds))
+        with pytest.raises(ValueError, match="packed sequences lie in one row"):
+            call(ids.expand(2, -1), cu_seqlens=torch.tensor([0, 5]))
+    for slots, sentence in (([1, 1], "a different slot for each row"), ([0, 3], "slot 3, but the state has 3")):
+        with pytest.raises(ValueError, match=sentence):
+            model.step(ids[0, :2], model.init_state(3), state_indices=torch.tensor(slots))
+
+
+def test_a_step_records_no_gradients() -> None:
+    model, ids = build(MAMBA), some_ids(MAMBA, 2, 4)
+    logits, state = model.step(ids[:, 0], model.init_state(2))
+    assert not logits.requires_grad
+    assert not any(tensor.requires_grad for tensor in state.tensors().values())
+
+
+@every_model
+def test_shapes_without_values(config: LanguageModelConfig) -> None:
+    model = LanguageModel.outline(config)
+    ids = torch.zeros(2, 5, dtype=torch.int64, device="meta")
+    logits, state = model(ids, return_state=True)
+    assert (logits.shape, logits.device.type) == ((2, 5, config.vocab_size), "meta")
+    logits, state = model.step(ids[:, 0], state)
+    assert logits.shape == (2, config.vocab_size)
+    assert state.position.is_meta

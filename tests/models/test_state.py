@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
+import pytest
 import torch
 
 from selective_ssm.models import LanguageModel, ModelState, preset
@@ -71,6 +76,16 @@ def test_a_clone_shares_nothing() -> None:
         tensor.zero_()
     assert twin.position.tolist() == [5, 6, 7]
     assert all(part.any() for layer in twin.layers for part in layer if part.numel())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))])
+def test_a_copy_by_python_is_whole(copied: Callable[[ModelState], ModelState]) -> None:
+    state = example()
+    twin = copied(state)
+    assert_equal(twin, state)
+    twin.layers[0][0].fill_(3)
+    assert (twin.clone().layers[0][0] == 3).all(), "the layers are the buffers"
+    assert not (state.layers[0][0] == 3).any()
 
 
 def test_another_device() -> None:

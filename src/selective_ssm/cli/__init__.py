@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return 0
     except SystemExit as leaving:
-        return leaving.code if isinstance(leaving.code, int) else 0
+        return _code(leaving)
     except BrokenPipeError:
         return _reader_has_left()
     except KeyboardInterrupt:
@@ -85,6 +85,14 @@ def _help() -> str:
         "usage: selective-ssm COMMAND …\n\nSelective state space models (Mamba) for PyTorch.\n\n"
         f"commands:\n{verbs}\n\n'selective-ssm COMMAND --help' explains a command; --version prints the version."
     )
+
+
+def _code(leaving: SystemExit) -> int:
+    """The exit code that Python itself would give, the text of a `SystemExit` shown."""
+    if leaving.code is None or isinstance(leaving.code, int):
+        return leaving.code or 0
+    print(leaving.code, file=sys.stderr)
+    return 1
 
 
 def _told(error: Exception) -> int:

@@ -36,8 +36,10 @@ def chosen_device(name: str) -> torch.device:
     """The device of that name.
 
     Raises:
-        UserError: torch knows no such device, or it is not there.
+        UserError: torch knows no such device, it is not there, or it cannot compute.
     """
+    if name.partition(":")[0] == "meta":
+        raise UserError("the device 'meta' holds no values to compute with: choose cpu, cuda, …")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -20,6 +20,7 @@ def add_arguments(parser: Parser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("checkpoint", type=str, help="a checkpoint's folder")
     parser.add_argument("--data", type=str, required=True, help="a file, a folder or a glob; or python_stdlib")
+    parser.add_argument("--text-field", type=str, default="text", help="the field of a JSON line that holds the text")
     add_device(parser)
     add_dtype(parser)
 
@@ -29,7 +30,7 @@ def run(options: Namespace) -> None:
     model, tokenizer = load(options.checkpoint, **placement(options))
     if tokenizer is None:
         raise UserError(f"the checkpoint '{options.checkpoint}' has no tokenizer, so it cannot read text")
-    result = evaluate(model, documents(options.data), tokenizer)
+    result = evaluate(model, documents(options.data, text_field=options.text_field), tokenizer)
     print(f"loss           {result.loss:.4f} nats a token")
     print(f"perplexity     {result.perplexity:.4f}")
     print(f"bits per byte  {result.bits_per_byte:.4f}")

@@ -26,8 +26,11 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     """Print the parameters by part, and the memory of weights and state in fp32 and bf16."""
-    with torch.device("meta"):
-        model = LanguageModel(_config(options.model))
+    config = _config(options.model)
+    try:
+        model = LanguageModel.outline(config)
+    except UserError as error:
+        raise UserError(f"the model '{options.model}' cannot be built: {error}") from error
     parts = model.num_parameters()
     total = sum(parts.values())
     rows = [{"part": part, "parameters": f"{count:,}"} for part, count in {**parts, "all": total}.items()]

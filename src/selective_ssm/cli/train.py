@@ -21,8 +21,7 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Train, or go on with a run that was interrupted."""
     config = config_from(options, TrainConfig, KINDS)
-    from selective_ssm.training.run import (
-        train,
-    )  # loads Lightning: seconds that a mistake in the config need not wait for
+    # Loads Lightning: seconds that a mistake in the config need not wait for.
+    from selective_ssm.training.run import train
 
     print(f"the model is in '{train(config).checkpoint}'")

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from selective_ssm.errors import FileProblem, UserError
 from selective_ssm.files import read_json, read_text, write_json, write_text
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
 _TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _END = "<|endoftext|>"
+_BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # a byte of a character that the vocabulary lacks
 
 
 class Tokenizer(Protocol):
@@ -39,6 +45,10 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text, no boundary added; `UserError` if a ``str`` holds half of a surrogate pair."""
+        ...
+
+    def encode_array(self, text: str | bytes) -> NDArray[np.integer[Any]]:
+        """The ids of `encode` in the least memory: at most 4 bytes each. The array may be read-only."""
         ...
 
     def decode(self, ids: Iterable[int]) -> bytes:
@@ -68,6 +78,10 @@ class ByteTokenizer:
         """The bytes of a text, a ``str`` as UTF-8."""
         return list(_as_bytes(text))
 
+    def encode_array(self, text: str | bytes) -> NDArray[np.uint8]:
+        """The bytes of a text, where they already are."""
+        return np.frombuffer(_as_bytes(text), np.uint8)
+
     def decode(self, ids: Iterable[int]) -> bytes:
         """The ids as bytes, boundaries left out."""
         known = [_checked(id, self.vocab_size) for id in ids]
@@ -83,7 +97,8 @@ class TokenizersTokenizer:
 
     Special tokens are never read out of a text, where they may stand by chance or by malice: they are text there.
     Texts are never truncated or padded, whatever the file asks for. Bytes that are no UTF-8 are encoded as U+FFFD. The
-    bytes of a byte-level vocabulary come back one token at a time, also in the middle of a character.
+    bytes of a byte-level vocabulary, and of the tokens ``<0x00>`` to ``<0xFF>`` of one that falls back on bytes, come
+    back one token at a time, also in the middle of a character.
 
     Args:
         backend: the package's own tokenizer.
@@ -133,17 +148,45 @@ class TokenizersTokenizer:
         """The ids of a text, no special token added."""
         return self._backend.encode(_as_bytes(text).decode("utf-8", "replace"), add_special_tokens=False).ids
 
+    def encode_array(self, text: str | bytes) -> NDArray[np.int32]:
+        """The ids of a text; while they are found, the package itself takes more than they do."""
+        return np.array(self.encode(text), np.int32)
+
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes of ids, special tokens left out."""
         known = [_checked(id, self.vocab_size) for id in ids]
         if self._bytes_of_token is None:
-            return self._backend.decode(known, skip_special_tokens=True).encode()
+            return b"".join(self._runs(known))
         return b"".join(self._bytes_of_token[id] for id in known)
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json``, and ``tokenizer_config.json``, which names the boundary."""
         write_text(Path(folder) / _TOKENIZER, self._backend.to_str(pretty=True))
         write_json(Path(folder) / _CONFIG, {"eos_token": self.end_token})
+
+    def _runs(self, ids: list[int]) -> Iterator[bytes]:
+        """The bytes of each run of byte tokens, and of the tokens between, as the package writes them after a byte."""
+
+        def text_of(run: list[int]) -> bytes:
+            return self._backend.decode(run, skip_special_tokens=True).encode()
+
+        before: list[int] = []
+        for are_bytes, members in groupby(ids, self._byte_tokens.__contains__):
+            run = list(members)
+            if are_bytes:
+                yield bytes(self._byte_tokens[id] for id in run)
+            else:
+                yield text_of(before + run)[len(text_of(before)) :]
+            before = run[-1:]
+
+    @cached_property
+    def _byte_tokens(self) -> dict[int, int]:
+        """The byte of each token ``<0x00>`` to ``<0xFF>``, where the decoder takes those as bytes."""
+        decoder = self._backend.decoder
+        if decoder is None or decoder.decode(["<0x41>"]) != "A":
+            return {}
+        named = self._backend.get_vocab(with_added_tokens=False).items()
+        return {id: int(found[1], 16) for token, id in named if (found := _BYTE_TOKEN.fullmatch(token))}
 
     @cached_property
     def _bytes_of_token(self) -> list[bytes] | None:

@@ -93,7 +93,7 @@ def generate(
         raise UserError("with a tokenizer the prompt must be text; leave the tokenizer out to work with token ids")
     ids = ([tokenizer.end] if state is None else []) + tokenizer.encode(prompt)
     gate = StopGate((stop,) if isinstance(stop, str) else stop)
-    new_ids = islice(_new_ids(model, _checked(ids, model), state, sampler), max_new_tokens)
+    new_ids = islice(_new_ids(model, _checked(ids, model), state, sampler, tokenizer.vocab_size), max_new_tokens)
     document = takewhile(lambda one: one != tokenizer.end, new_ids)
     return text_pieces(document, tokenizer, gate, after=ids[-1])
 
@@ -109,12 +109,14 @@ def _checked(ids: Sequence[int], model: LanguageModel) -> Sequence[int]:
 
 
 @torch.no_grad()
-def _new_ids(model: LanguageModel, prompt: Sequence[int], state: ModelState | None, sampler: Sampler) -> Iterator[int]:
-    """Tokens without end."""
+def _new_ids(
+    model: LanguageModel, prompt: Sequence[int], state: ModelState | None, sampler: Sampler, known: int | None = None
+) -> Iterator[int]:
+    """Tokens without end, of the first `known` ids only: a model's vocabulary may be padded beyond its tokenizer's."""
     logits, state = prefill(model, prompt, state)
     while True:
         assert state is not None
-        token = sampler(logits, state.position)
+        token = sampler(logits[..., :known], state.position)
         yield int(token)
         logits, state = model.step(token, state)
 

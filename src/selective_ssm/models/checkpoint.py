@@ -18,6 +18,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 4_000_000_000
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 Weights = dict[str, Tensor]
 
 
@@ -58,10 +60,15 @@ def read(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Langua
 
     Raises:
         FileProblem: a file is missing, truncated or foreign.
-        UserError: the config is of another kind of model, or holds what is not understood.
+        UserError: the config is of another kind of model, or holds what is not understood; or the weights hold what is
+            no weight.
     """
     config, form = _read_config(Path(folder))
     tensors = _read_weights(Path(folder), device)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            expected = "floating-point numbers of at least 16 bits"
+            raise UserError(f"the weights in '{folder}': '{name}' holds {tensor.dtype}, expected {expected}")
     try:
         return config, form.read_weights(tensors, config)
     except UserError as error:
@@ -96,6 +103,17 @@ def _read_config(folder: Path) -> tuple[LanguageModelConfig, Format]:
         raise UserError(f"'{folder / CONFIG}': {error}") from error
 
 
+def check_depth(weights: Mapping[str, Tensor], config: LanguageModelConfig, folder: str | Path) -> None:
+    """Refuse a config of more layers than there are weights, before a model of that many is built.
+
+    Raises:
+        UserError: there are more layers.
+    """
+    if config.n_layer > len(weights):
+        found = f"{len(weights)} tensors cannot be {config.n_layer} layers"
+        raise UserError(f"the weights in '{folder}' do not fit its {CONFIG}: {found}")
+
+
 def check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder: str | Path) -> None:
     """Refuse weights whose names, shapes or values cannot be the model's.
 
@@ -116,8 +134,6 @@ def check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder:
         shape = tuple(expected[name].shape)
         if tensor.shape != shape:
             raise UserError(f"{where}: '{name}' has the shape {tuple(tensor.shape)}, expected {shape}")
-        if not tensor.is_floating_point():
-            raise UserError(f"{where}: '{name}' holds {tensor.dtype}, expected floating-point numbers")
         if not torch.isfinite(tensor).all():
             raise UserError(f"the weights in '{folder}' are damaged: '{name}' holds NaN or infinite values")
 

@@ -50,6 +50,10 @@ class LanguageModelConfig(Config):
     def __post_init__(self) -> None:
         require_positive(self, "d_model", "n_layer", "vocab_size", "norm_eps", "pad_vocab_multiple", "max_positions")
         choice("norm", self.norm, ("rms", "layer"))
+        if isinstance(self.pattern, list):
+            object.__setattr__(self, "pattern", tuple(self.pattern))
+        if not isinstance(self.pattern, tuple) or not all(isinstance(one, MixerConfig) for one in self.pattern):
+            raise UserError(f"language_model: pattern must be a tuple of mixers' configs, got {self.pattern!r}")
         if not self.pattern:
             raise UserError("language_model: pattern must hold at least one mixer's config")
 

@@ -18,6 +18,7 @@ from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
 from selective_ssm.models.config import LanguageModelConfig
 from selective_ssm.models.state import ModelState
+from selective_ssm.ops import checks
 
 
 class LanguageModelOutput(NamedTuple):
@@ -41,8 +42,7 @@ class LanguageModel(nn.Module):
         >>> logits, state = model.prefill(ids)
         >>> logits.shape, state.position.tolist()
         (torch.Size([1, 257]), [10])
-        >>> with torch.no_grad():
-        ...     logits, state = model.step(logits.argmax(-1), state)
+        >>> logits, state = model.step(logits.argmax(-1), state)
         >>> state.position.tolist()
         [11]
     """
@@ -91,7 +91,8 @@ class LanguageModel(nn.Module):
             logits (B, L, V), or (B, n, V) with `logits_at`, and the state of each sequence where asked for.
 
         Raises:
-            UserError: arguments that do not fit each other.
+            UserError: ids or a state that do not fit the model or each other.
+            ValueError, TypeError: cu_seqlens that are no boundaries of sequences.
         """
         self._check(ids, state, cu_seqlens)
         before = self._positions_before(ids, state, cu_seqlens)
@@ -119,6 +120,7 @@ class LanguageModel(nn.Module):
         Returns:
             logits (B, V), or (S, V) where packed (NaN for an empty sequence, which has no last token), and the state.
         """
+        self._check(ids, state, cu_seqlens)
         if ids.shape[1] == 0:
             raise UserError("prefill needs at least one token; the start of a text is a document boundary")
         if cu_seqlens is None:
@@ -129,8 +131,11 @@ class LanguageModel(nn.Module):
         logits, state = self(ids, state, cu_seqlens=cu_seqlens, return_state=True, logits_at=last)
         return LanguageModelOutput(logits[0].masked_fill((cu_seqlens.diff() == 0)[:, None], torch.nan), state)
 
+    @torch.no_grad()
     def step(self, ids: Tensor, state: ModelState, *, state_indices: Tensor | None = None) -> LanguageModelOutput:
         """Read one token a row, in time and memory that do not depend on what came before.
+
+        No gradients are recorded, as the state is updated in place; `forward` from a state has them.
 
         Args:
             ids: (B,) integers below vocab_size.
@@ -139,9 +144,17 @@ class LanguageModel(nn.Module):
 
         Returns:
             logits (B, V) after the token, and the state.
+
+        Raises:
+            UserError: ids that do not fit the model or the state.
+            ValueError, TypeError: state_indices that do not name a slot of its own for each row.
         """
+        if ids.ndim != 1:
+            raise UserError(f"step needs ids of the shape (B,), got {tuple(ids.shape)}")
         if state_indices is None and ids.shape[0] != state.slots:
             raise UserError(f"step got {ids.shape[0]} tokens for a state of {state.slots} slots; give state_indices")
+        if state_indices is not None:
+            checks.state_indices(state_indices, ids.shape[0], state.slots)
         x = self._embed(ids)
         if self.positions is not None:
             before = state.position if state_indices is None else state.position[state_indices.clamp_min(0)]
@@ -193,6 +206,20 @@ class LanguageModel(nn.Module):
         checkpoint.save(folder, self.config, self.state_dict(), model_type)
 
     @classmethod
+    def outline(cls, config: LanguageModelConfig) -> LanguageModel:
+        """The model on the meta device: every name and shape, no values.
+
+        Raises:
+            UserError: the config's parts do not fit each other, or a size is beyond what a tensor can have.
+        """
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        except (RuntimeError, TypeError, OverflowError) as error:  # which of them depends on the size
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"a size in the config is beyond what a tensor can have: {reason}") from error
+
+    @classmethod
     def from_pretrained(
         cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> LanguageModel:
@@ -208,8 +235,11 @@ class LanguageModel(nn.Module):
             UserError: config and weights do not make a model: names, shapes, values that are not finite.
         """
         config, weights = checkpoint.read(folder, device)
-        with torch.device("meta"):
-            model = cls(config)
+        checkpoint.check_depth(weights, config, folder)
+        try:
+            model = cls.outline(config)
+        except UserError as error:
+            raise UserError(f"the model in '{folder}' cannot be built: {error}") from error
         checkpoint.check(weights, model.state_dict(), folder)
         model.load_state_dict({name: tensor.to(dtype) for name, tensor in weights.items()}, assign=True)
         return model
@@ -234,11 +264,8 @@ class LanguageModel(nn.Module):
     def _check(self, ids: Tensor, state: ModelState | None, cu_seqlens: Tensor | None) -> None:
         if ids.ndim != 2:
             raise UserError(f"ids must have the shape (B, L), got {tuple(ids.shape)}")
-        if cu_seqlens is not None and (ids.shape[0] != 1 or cu_seqlens.ndim != 1):
-            raise UserError(
-                "packed sequences need ids of shape (1, L) and cu_seqlens of shape (S + 1,), "
-                f"got {tuple(ids.shape)} and {tuple(cu_seqlens.shape)}"
-            )
+        if cu_seqlens is not None:
+            checks.cu_seqlens(cu_seqlens, *ids.shape)
         sequences = ids.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         if state is not None and state.slots != sequences:
             raise UserError(f"the state must have a slot for each of the {sequences} sequences, got {state.slots}")

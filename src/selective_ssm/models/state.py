@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,6 +78,9 @@ class ModelState:
             return buffers[place.dtype][:, place.start : end].unflatten(1, place.shape)
 
         return cls(position, tuple(tuple(map(view, own)) for own in places), buffers, places)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._of, (self._buffers, self._places, self.position)  # the layers are views again, not copies
 
     @property
     def slots(self) -> int:

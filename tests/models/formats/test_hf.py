@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MambaForCausalLM
 from transformers import MambaConfig as TheirConfig
 
@@ -113,6 +113,26 @@ def test_what_they_cannot_express_is_named(changes: dict[str, Config], sentence:
     with pytest.raises(UserError, match=sentence):
         LanguageModel(config).save_pretrained(tmp_path, model_type="mamba")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"backbone.layers.0.mixer.conv1d.weight": torch.zeros(32)}, r"conv1d.weight' has the shape \(32,\)"),
+        (
+            {"backbone.layers.0.mixer.ssm.A_log": torch.zeros(32, 4)},
+            "'backbone.layers.0.mixer.ssm.A_log' is there twice",
+        ),
+    ],
+)
+def test_weights_that_are_not_theirs_are_refused(
+    changes: dict[str, torch.Tensor], sentence: str, tmp_path: Path
+) -> None:
+    LanguageModel(OURS).save_pretrained(tmp_path, model_type="mamba")
+    save_file(load_file(tmp_path / "model.safetensors") | changes, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=sentence) as refusal:
+        LanguageModel.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(refusal.value)
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:

@@ -113,12 +113,19 @@ def write_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def read_weights(tensors: Mapping[str, Tensor], config: LanguageModelConfig) -> dict[str, Tensor]:
-    """The state dict in the tensors of a file; names that are not theirs stay as they are."""
+    """The state dict in the tensors of a file; names that are not theirs stay as they are.
+
+    Raises:
+        UserError: two names mean the same tensor, or a tied head differs from the embedding.
+    """
     top, in_layer = ({theirs: ours for ours, theirs in names.items()} for names in (_TOP, _IN_LAYER))
-    weights = {
-        _renamed(name, top, in_layer): tensor.squeeze(1) if name.endswith(_CONV) else tensor
-        for name, tensor in tensors.items()
-    }
+    weights: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        ours = _renamed(name, top, in_layer)
+        if ours in weights:
+            raise UserError(f"'{ours}' is there twice, once under each library's name")
+        is_theirs = name.endswith(_CONV) and tensor.ndim == 3 and tensor.shape[1] == 1
+        weights[ours] = tensor[:, 0] if is_theirs else tensor
     return without_tied_head(weights, config)
 
 
