@@ -1,7 +1,7 @@
 """Train a Mamba on Python's own standard library, measure it against gzip and xz, resume it, and let it write.
 
-python examples/demo.py                 about 2.5 minutes of training on two cores
-python examples/demo.py --steps 20      a glimpse
+python examples/demo.py                             about 2.5 minutes of training on two cores
+python examples/demo.py --trainer.max_steps 20      a glimpse
 """
 
 from __future__ import annotations

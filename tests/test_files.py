@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from selective_ssm import files
 from selective_ssm.errors import FileProblem
@@ -41,7 +43,8 @@ def test_text_json_and_tensors_survive_unchanged(tmp_path: Path) -> None:
     assert again.keys() == tensors.keys()
     assert all(torch.equal(again[name], tensors[name]) for name in tensors)
     assert all(again[name].dtype == tensors[name].dtype for name in tensors)
-    assert files.tensor_metadata(tmp_path / "a.safetensors") == {"step": "3"}
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as opened:
+        assert opened.metadata() == {"step": "3"}
     assert names(tmp_path) == ["a.json", "a.safetensors", "new"]
 
 
@@ -97,19 +100,37 @@ def test_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> No
     assert names(tmp_path) == ["a.txt"]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
-    except FileNotFoundError:
-        pytest.skip("there is no mount command")
-    if made.returncode:
-        pytest.skip("mounting a file system is not allowed here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+def test_a_writer_of_tensors_is_left_alone_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, plain = tmp_path / "a.safetensors", files.save_file
+    first, second = ({"w": torch.full((3,), value)} for value in (1.0, 2.0))
+
+    def then_another(*arguments: Any, **keywords: Any) -> None:
+        plain(*arguments, **keywords)
+        monkeypatch.setattr(files, "save_file", plain)
+        files.write_tensors(target, second)
+        assert torch.equal(files.read_tensors(target)["w"], second["w"])
+
+    monkeypatch.setattr(files, "save_file", then_another)
+    files.write_tensors(target, first)
+    assert torch.equal(files.read_tensors(target)["w"], first["w"])
+    assert names(tmp_path) == ["a.safetensors"]
+
+
+KEEP_WRITING = """
+import sys, torch
+from selective_ssm import files
+for count in range(150):
+    files.write_tensors(sys.argv[1], {"w": torch.full((64,), float(count))})
+"""
+
+
+def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
+    target = tmp_path / "a.safetensors"
+    for process in [python(KEEP_WRITING, target), python(KEEP_WRITING, target)]:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert torch.equal(files.read_tensors(target)["w"], torch.full((64,), 149.0))
+    assert names(tmp_path) == ["a.safetensors"]
 
 
 def test_a_full_disk_is_told_and_leaves_the_old_file(small_disk: Path) -> None:
@@ -197,9 +218,8 @@ def test_truncated_tensors_are_told(kept: int, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     files.write_tensors(path, {"w": torch.ones(64)})
     path.write_bytes(path.read_bytes()[:kept])
-    for read in (files.read_tensors, files.tensor_metadata):
-        with pytest.raises(FileProblem, match=r"a\.safetensors' is (empty|not a whole safetensors file)"):
-            read(path)
+    with pytest.raises(FileProblem, match=r"a\.safetensors' is (empty|not a whole safetensors file)"):
+        files.read_tensors(path)
 
 
 def test_foreign_tensors_are_told(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ import errno
 import json
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ _WORDS = {
     errno.ENOTDIR: "a part of this path is a file, not a folder",
     errno.EISDIR: "this is a folder, not a file",
 }
+_CLAIM = "claim"
 
 
 @contextlib.contextmanager
@@ -63,9 +65,10 @@ def in_words(action: str, path: str | Path) -> Generator[None]:
 def replacing(path: str | Path) -> Generator[Path]:
     """Write a file so that it appears whole or not at all.
 
-    The block writes to a temporary path in the same folder (which is made if absent). When the block ends well, its
-    bytes are forced to the disk and it takes the place of ``path`` in one step; when it fails, it is removed and
-    ``path`` stays as it was. What a killed process left behind is removed by the next writer of the same path.
+    The block writes to a temporary path on the same disk, in a hidden folder of its own beside ``path`` (whose folder
+    is made if absent). When the block ends well, its bytes are forced to the disk and it takes the place of ``path`` in
+    one step; when it fails, it is removed and ``path`` stays as it was. Of several writers at once, the last to end
+    wins. What a killed process left behind is removed by the next writer of the same path.
 
     Args:
         path: the file to write or replace.
@@ -86,27 +89,20 @@ def replacing(path: str | Path) -> Generator[Path]:
         'whole'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     with in_words("write", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
-        with open(temporary, "xb") as claim:
-            _lock(claim.fileno(), wait=True)
-            try:
-                yield temporary
-                os.chmod(
-                    temporary, os.fstat(claim.fileno()).st_mode
-                )  # a writer may have put a private file in its place
-                _flush(temporary)
-                if sys.platform == "win32":
-                    claim.close()  # an open file cannot be renamed there
-                os.replace(temporary, path)
-            except BaseException:
-                claim.close()
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
-        _flush(path.parent)
+        folder, claim = _claimed_folder(path)
+        try:
+            temporary = folder / "file"
+            yield temporary
+            os.chmod(temporary, os.fstat(claim.fileno()).st_mode)  # safetensors makes its files private
+            flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            claim.close()
+            shutil.rmtree(folder, ignore_errors=True)
+        flush(path.parent)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -177,14 +173,25 @@ def read_tensors(path: str | Path, device: str | device = "cpu") -> dict[str, Te
     Raises:
         FileProblem: the file is missing, unreadable, empty, truncated or of another format.
     """
-    with _open_tensors(path, device) as opened:
-        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a mapping
+    with in_words("read", path):
+        if os.path.getsize(path) == 0:
+            raise FileProblem(f"'{path}' is empty, a safetensors file was expected")
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as opened:
+                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a mapping
+        except SafetensorError as error:
+            raise FileProblem(f"'{path}' is not a whole safetensors file (truncated or foreign): {error}") from error
 
 
-def tensor_metadata(path: str | Path) -> dict[str, str]:
-    """Read the texts kept beside the tensors of a safetensors file; raises like `read_tensors`."""
-    with _open_tensors(path, "cpu") as opened:
-        return dict(opened.metadata() or {})
+def flush(path: Path) -> None:
+    """Force a file's bytes, or a folder's list of names, to the disk."""
+    if sys.platform == "win32" and path.is_dir():
+        return  # folders cannot be opened there
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -221,25 +228,27 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+def _claimed_folder(path: Path) -> tuple[Path, IO[bytes]]:
+    """Make a hidden folder beside a path; the lock on its claim tells other writers that this one lives."""
+    while True:
+        folder = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError), contextlib.ExitStack() as unclaimed:
+            claim = unclaimed.enter_context(open(folder / _CLAIM, "ab"))
+            _lock(claim.fileno(), wait=True)
+            if (folder / _CLAIM).exists():  # or else another writer removed it before it was locked
+                unclaimed.pop_all()
+                return folder, claim
+
+
 def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of writers that are gone: nobody holds the claim on them any more."""
+    """Remove the hidden folders of writers that are gone: nobody holds the claim on them any more."""
     prefix = f".{path.name}."
-    for other in path.parent.iterdir():
-        if other.name.startswith(prefix) and other.suffix == ".tmp":
-            with contextlib.suppress(OSError), open(other, "rb") as claim:
+    for folder in path.parent.iterdir():
+        if folder.name.startswith(prefix) and folder.suffix == ".tmp":
+            with contextlib.suppress(OSError), open(folder / _CLAIM, "ab") as claim:
                 _lock(claim.fileno(), wait=False)
-                other.unlink()
-
-
-def _flush(path: Path) -> None:
-    """Force a file's bytes, or a folder's list of names, to the disk."""
-    if sys.platform == "win32" and path.is_dir():
-        return  # folders cannot be opened there
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                shutil.rmtree(folder)
 
 
 def _as_os_error(error: SafetensorError) -> OSError:
@@ -247,15 +256,3 @@ def _as_os_error(error: SafetensorError) -> OSError:
     _, _, number = str(error).rpartition("(os error ")
     code = number.partition(")")[0]
     return OSError(int(code), os.strerror(int(code))) if code.isdigit() else OSError(str(error))
-
-
-@contextlib.contextmanager
-def _open_tensors(path: str | Path, device: str | device) -> Generator[Any]:
-    with in_words("read", path):
-        if os.path.getsize(path) == 0:
-            raise FileProblem(f"'{path}' is empty, a safetensors file was expected")
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as opened:
-                yield opened
-        except SafetensorError as error:
-            raise FileProblem(f"'{path}' is not a whole safetensors file (truncated or foreign): {error}") from error

@@ -41,6 +41,13 @@ def test_each_json_line_is_a_document(tmp_path: Path, suffix: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_capitals_in_an_ending_do_not_matter(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"LINES.JSONL{suffix.upper()}"
+    path.write_bytes(PACKERS[suffix](b'{"text": "one"}'))
+    assert list(documents(path)) == [Document(f"{path.name}:1", b"one")]
+
+
 def test_another_field_may_hold_the_text_and_lone_surrogates_survive(tmp_path: Path) -> None:
     path = tmp_path / "lines.jsonl"
     path.write_text(json.dumps({"body": "a\ud800b"}))
@@ -80,7 +87,7 @@ def test_documents_are_read_one_at_a_time(tmp_path: Path) -> None:
         ('{"text": "cut', "3 is not a JSON line"),
         ("[" * 100_000, "3 is not a JSON line"),
         ('["text"]', "3 must be a JSON object with a field 'text', got list"),
-        ('{"texts": ""}', "3 has no field 'text' (did you mean 'texts'?): set text_field"),
+        ('{"texts": ""}', "3 has no field 'text' (did you mean 'texts'?): set the text field to"),
         ('{"text": 1}', "the field 'text' of"),
     ],
 )

@@ -33,3 +33,20 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(FileProblem, match=r"metrics\.csv"):
         CSVMetrics(tmp_path / "file" / "metrics.csv", step=0)
+
+
+def test_a_file_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,accuracy\n1,0.5\n")
+    with pytest.raises(FileProblem, match="another output folder"):
+        CSVMetrics(path, step=0)
+    assert path.read_text() == "epoch,accuracy\n1,0.5\n"
+
+
+def test_a_foreign_line_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    CSVMetrics(path, step=0).log_metrics({"loss": 1.0}, 1)
+    with open(path, "a") as file:
+        file.write("looks good so far\n")
+    with pytest.raises(FileProblem, match=r"line 3 of '.*metrics\.csv'"):
+        CSVMetrics(path, step=1)

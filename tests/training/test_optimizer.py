@@ -12,6 +12,7 @@ from selective_ssm.models import LanguageModel, LanguageModelConfig
 from selective_ssm.training.optimizer import OptimizerConfig, adamw, parameter_groups
 
 MODEL = LanguageModelConfig(d_model=16, n_layer=2, vocab_size=11, pattern=(MambaConfig(bias=True), MLPConfig()))
+NAN, INFINITE = float("nan"), float("inf")
 
 
 def names_by(model: LanguageModel, config: OptimizerConfig, key: str) -> dict[float, set[str]]:
@@ -59,7 +60,16 @@ def test_steps_are_those_of_decoupled_weight_decay(fused: bool) -> None:
     torch.testing.assert_close(bias, before[1] - 1e-2)
 
 
-@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"betas": (0.9, 1.0)}, {"clip": -1.0}])
-def test_impossible_settings_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        OptimizerConfig(**wrong)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("lr", value) for value in (0.0, NAN, INFINITE)),
+        ("betas", (0.9, 1.0)),
+        *(("eps", value) for value in (-1.0, NAN, INFINITE)),
+        *(("weight_decay", value) for value in (-1.0, NAN, INFINITE)),
+        *(("clip", value) for value in (-1.0, NAN)),
+    ],
+)
+def test_impossible_settings_are_refused(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=name):
+        OptimizerConfig(**{name: value})

@@ -13,7 +13,7 @@ from selective_ssm.config import to_tagged
 from selective_ssm.data import held_out_documents, load_tokenizer
 from selective_ssm.errors import FileProblem, UserError
 from selective_ssm.evaluation import evaluate
-from selective_ssm.files import read_json
+from selective_ssm.files import read_json, write_json
 from selective_ssm.models import LanguageModel
 from selective_ssm.training import OptimizerConfig, ScheduleConfig, TrainConfig, module
 from selective_ssm.training.run import train
@@ -56,6 +56,16 @@ def test_the_last_row_of_a_step_is_written_whatever_the_interval(make_config: Ma
     assert [row["step"] for row in figures(config)] == ["5", "7"]
     assert summary.held_out_bits_per_byte is None
     assert not (Path(config.trainer.output) / "best").exists()
+
+
+def test_a_held_out_figure_is_written_whatever_the_interval(make_config: MakeConfig) -> None:
+    config = make_config(max_steps=6, log_every=100, eval_every=2, optimizer=OptimizerConfig(lr=0.3, clip=None))
+    train(config)
+    assert [row["step"] for row in figures(config) if row["held_out_bits_per_byte"]] == ["2", "4", "6"]
+
+
+def test_a_run_takes_one_step_however_short_its_time(make_config: MakeConfig) -> None:
+    assert train(make_config(max_steps=None, max_minutes=1e-9)).steps == 1
 
 
 def test_time_can_end_a_run(make_config: MakeConfig) -> None:
@@ -124,8 +134,8 @@ def test_packed_documents_train(make_config: MakeConfig) -> None:
     assert math.isfinite(train(config).loss)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"device": "cuda"}])
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("settings", [{"precision": "fp16"}, {"device": "cuda"}, {"device": "mps"}])
 def test_what_needs_a_gpu_is_told(make_config: MakeConfig, settings: dict[str, str]) -> None:
     with pytest.raises(UserError, match="GPU"):
         train(make_config(**settings))
@@ -156,6 +166,8 @@ def test_weights_that_ran_away_are_not_saved(make_config: MakeConfig) -> None:
         ({"model": dataclasses.replace(TINY, n_layer=4)}, r"model\.n_layer was 2, now 4"),
         ({"optimizer": OptimizerConfig(lr=5e-4)}, r"optimizer\.lr was 0\.001, now 0\.0005"),
         ({"ema_decay": 0.5}, r"trainer\.ema_decay was None, now 0\.5"),
+        ({"precision": "bf16"}, r"trainer\.precision was 'fp32', now 'bf16'"),
+        ({"accumulate": 2}, r"trainer\.accumulate was 1, now 2"),
         ({"data": {"seed": 1}}, "the data is not what this run began with"),
     ],
 )
@@ -165,6 +177,14 @@ def test_a_run_cannot_change_what_it_is_made_of(
     train(make_config(max_steps=1))
     with pytest.raises(UserError, match=named):
         train(make_config(max_steps=2, **changed))
+
+
+@pytest.mark.parametrize("content", [{}, {"kind": "trainer", "output": "run", "max_steps": 1}])
+def test_a_checkpoint_without_its_config_is_told(make_config: MakeConfig, content: dict[str, object]) -> None:
+    checkpoint = train(make_config(max_steps=1)).checkpoint
+    write_json(checkpoint / "train.json", content)
+    with pytest.raises(FileProblem, match=r"train\.json' is not the config of a run"):
+        train(make_config(max_steps=2))
 
 
 def test_a_vocabulary_too_small_for_the_tokenizer_is_told(make_config: MakeConfig) -> None:

@@ -37,7 +37,7 @@ def documents(source: str | Path, *, text_field: str = "text") -> Iterator[Docum
 
     A plain file is one document, byte for byte, whatever its encoding. Each line of a ``.jsonl`` file is one, the
     field ``text_field`` of an object. ``.gz``, ``.xz`` and ``.zst`` after either are unpacked as they are read.
-    Documents without any text are left out.
+    Capitals in these endings do not matter. Documents without any text are left out.
 
     Args:
         source: a file; a folder, read recursively (names that start with a dot are left out); a glob, where ``**``
@@ -128,9 +128,10 @@ def _hint(path: Path) -> str:
 
 
 def _documents_of(name: str, path: Path, text_field: str) -> Iterator[Document]:
-    plain_name = path.stem if path.suffix in _OPENERS else path.name
-    with _reading(path), _OPENERS.get(path.suffix, open)(path, "rb") as file:
-        if plain_name.endswith(".jsonl"):
+    suffix = path.suffix.lower()
+    plain_name = path.stem if suffix in _OPENERS else path.name
+    with _reading(path), _OPENERS.get(suffix, open)(path, "rb") as file:
+        if plain_name.lower().endswith(".jsonl"):
             yield from _json_lines(name, path, file, text_field)
         else:
             yield Document(name, file.read())
@@ -161,7 +162,10 @@ def _text_of(line: bytes, place: str, text_field: str) -> bytes:
     if not isinstance(fields, dict):
         raise UserError(f"{place} must be a JSON object with a field '{text_field}', got {type(fields).__name__}")
     if text_field not in fields:
-        raise UserError(f"{place} has no field '{text_field}'{nearest(text_field, fields)}: set text_field")
+        raise UserError(
+            f"{place} has no field '{text_field}'{nearest(text_field, fields)}: set the text field to the name of the "
+            "one that holds the text"
+        )
     text = fields[text_field]
     if not isinstance(text, str):
         raise UserError(f"the field '{text_field}' of {place} must be a text, got {type(text).__name__}")

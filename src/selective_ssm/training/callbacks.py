@@ -54,7 +54,7 @@ class StepEnd(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _ours(pl_module)
         self._tokens_before, self._since = module.tokens, time.monotonic()
-        trainer.should_stop = module.progress >= 1
+        trainer.should_stop = trainer.global_step > 0 and module.progress >= 1
         self._progress.start(module.progress)
 
     def on_train_batch_end(
@@ -64,16 +64,19 @@ class StepEnd(Callback):
             return
         module, step, reached = _ours(pl_module), trainer.global_step, time.monotonic()
         settings = module.config.trainer
-        asked_to_stop = self._signals.received is not None
-        last = asked_to_stop or module.progress >= 1
-        improved = False
-        if self._held_out and not asked_to_stop and (last or step % settings.eval_every == 0):
-            improved = self._evaluate(trainer, module)
-        if last or improved or step % settings.log_every == 0:
+        ended = module.progress >= 1
+        last = ended or self._signals.received is not None
+        evaluated = bool(self._held_out) and (ended or step % settings.eval_every == 0)
+        improved = evaluated and self._evaluate(trainer, module)
+        if last or evaluated or step % settings.log_every == 0:
             self._log(trainer, module, reached)
         if last or improved or step % settings.save_every == 0:
             self._save(trainer, module, best=improved)
         trainer.should_stop = last
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["run"]["best_step"] == checkpoint["global_step"]:
+            self._folder.point_best_at_last()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._progress.stop()
@@ -87,7 +90,8 @@ class StepEnd(Callback):
             measured = evaluate(module.kept_model, self._held_out, self._tokenizer).bits_per_byte
         module.figures["held_out_bits_per_byte"] = measured
         improved = measured < module.best
-        module.best = min(measured, module.best)
+        if improved:
+            module.best, module.best_step = measured, trainer.global_step
         return improved
 
     def _log(self, trainer: Trainer, module: LanguageTraining, reached: float) -> None:

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins import CheckpointIO
 
 from selective_ssm.errors import FileProblem, UserError
-from selective_ssm.files import in_words, replacing
+from selective_ssm.files import flush, in_words, replacing
 
 _NAME = "step-"
 
@@ -87,9 +87,15 @@ class RunFolder:
             except BaseException:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 raise
-            _sync(self._checkpoints)
+            flush(self._checkpoints)
             for link in (self.last, self.best) if best else (self.last,):
                 self._point(link, finished)
+            self._sweep()
+
+    def point_best_at_last(self) -> None:
+        """Let `best` name what `last` does: what a process that was killed between the two links left undone."""
+        with in_words("write", self.best):
+            self._point(self.best, self._checkpoints / self.last.resolve().name)
             self._sweep()
 
     def _point(self, link: Path, checkpoint: Path) -> None:
@@ -97,7 +103,7 @@ class RunFolder:
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(checkpoint.relative_to(self.path), target_is_directory=True)
         os.replace(temporary, link)
-        _sync(self.path)
+        flush(self.path)
 
     def _sweep(self) -> None:
         """Remove what neither link names: older checkpoints, and what a killed process left unfinished."""
@@ -129,14 +135,3 @@ class ResumeFile(CheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink()
-
-
-def _sync(folder: Path) -> None:
-    """Force a folder's list of names to the disk."""
-    if os.name == "nt":
-        return  # folders cannot be opened there
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

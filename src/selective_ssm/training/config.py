@@ -21,7 +21,8 @@ class TrainerConfig(Config):
     Args:
         output: the run's folder, which holds its checkpoints and metrics.
         max_steps: optimizer steps to take; such a run can be interrupted and resumed bit for bit.
-        max_minutes: time to train. The schedule follows whichever of the two limits is nearer; one of them is needed.
+        max_minutes: time to train; there is one step at least. The schedule follows whichever of the two limits is
+            nearer; one of them is needed.
         accumulate: batches whose gradients make one step.
         precision: of the activations; parameters, moments and the scan's state stay in fp32. fp16 needs a GPU.
         device: where to train; "auto" takes an accelerator that is there.
@@ -57,8 +58,10 @@ class TrainerConfig(Config):
             raise UserError("how long to train is not said: set max_steps, max_minutes or both")
         for name in ("max_steps", "max_minutes", "accumulate", "eval_every", "save_every", "log_every"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:
                 raise UserError(f"{name} must be above 0, got {value}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         if self.workers < 0:
             raise UserError(f"workers must be 0 or more, got {self.workers}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

@@ -21,6 +21,8 @@ from selective_ssm.training.optimizer import adamw
 from selective_ssm.training.rng import rng_state, set_rng_state
 from selective_ssm.training.schedule import learning_rate_factor
 
+_KEPT = ("tokens", "figures", "best", "best_step")
+
 
 class LanguageTraining(LightningModule):
     """Next-token loss, AdamW under a schedule, and on request an average of the weights.
@@ -45,6 +47,8 @@ class LanguageTraining(LightningModule):
         """What is known of the step that ended last."""
         self.best = float("inf")
         """The lowest bits per byte so far on the held-out documents."""
+        self.best_step: int | None = None
+        """The step at which they were measured."""
         self.average: AveragedModel | None = None
         if config.trainer.ema_decay is not None:
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.trainer.ema_decay))
@@ -112,11 +116,12 @@ class LanguageTraining(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.average is None:
             checkpoint["state_dict"] = {}
-        checkpoint["run"] = {"tokens": self.tokens, "figures": self.figures, "best": self.best}
+        checkpoint["run"] = {name: getattr(self, name) for name in _KEPT}
         checkpoint["rng"] = rng_state()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.tokens, self.figures, self.best = (checkpoint["run"][name] for name in ("tokens", "figures", "best"))
+        for name in _KEPT:
+            setattr(self, name, checkpoint["run"][name])
         self._rng = checkpoint["rng"]
 
 

@@ -38,11 +38,14 @@ class OptimizerConfig(Config):
     fused: bool = True
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise UserError(f"lr must be above 0, got {self.lr}")
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"lr must be above 0 and finite, got {self.lr}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas must be at least 0 and below 1, got {self.betas}")
-        if self.clip is not None and self.clip <= 0:
+        for name in ("eps", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} must be 0 or more and finite, got {getattr(self, name)}")
+        if self.clip is not None and not self.clip > 0:
             raise UserError(f"clip must be above 0, or null for no clipping, got {self.clip}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +15,14 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
-from selective_ssm.config import to_tagged
+from selective_ssm.config import from_tagged, to_tagged
 from selective_ssm.data import TextBatches, Tokenizer, held_out_documents, tokenizer_from
-from selective_ssm.errors import UserError, choice, require
+from selective_ssm.errors import FileProblem, UserError, choice, require
 from selective_ssm.files import read_json
 from selective_ssm.models import LanguageModel
 from selective_ssm.training.callbacks import StepEnd
 from selective_ssm.training.checkpoint import CONFIG_FILE, RESUME_FILE, ResumeFile, RunFolder
-from selective_ssm.training.config import TrainConfig, TrainerConfig
+from selective_ssm.training.config import KINDS, TrainConfig, TrainerConfig
 from selective_ssm.training.data import ResumableBatches
 from selective_ssm.training.metrics import CSVMetrics
 from selective_ssm.training.module import LanguageTraining
@@ -68,8 +68,9 @@ def train(config: TrainConfig, *, resume: Literal["auto", "never"] = "auto") -> 
     that is under way, save, and then end the process as they usually do.
 
     Args:
-        config: the whole run. When it is resumed, model, data, optimizer and ``ema_decay`` must be what they were; how
-            long, how often and how the learning rate moves may change.
+        config: the whole run. When it is resumed, model, data, optimizer, ``precision``, ``accumulate`` and
+            ``ema_decay`` must be what they were; how long, how often, on what device and how the learning rate moves
+            may change.
         resume: "auto" goes on if the output folder holds a run, "never" refuses such a folder.
 
     Returns:
@@ -137,22 +138,37 @@ def _check_resumption(config: TrainConfig, folder: RunFolder, resume: str) -> No
     """Refuse to go on where that is not wanted, or with settings that a run cannot change; data check themselves."""
     if resume == "never":
         raise UserError(f"'{folder.path}' holds a run already: choose another output folder, or resume that one")
-    before, now = _fixed(read_json(folder.last / CONFIG_FILE)), _fixed(to_tagged(config))
+    before, now = _fixed(_begun_with(folder.last / CONFIG_FILE)), _fixed(config)
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed:
         told = "; ".join(f"{key} was {before.get(key)!r}, now {now.get(key)!r}" for key in changed)
         raise UserError(f"this run began with other settings ({told}): use those, or choose another output folder")
 
 
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+def _begun_with(path: Path) -> TrainConfig:
+    """The config that a checkpoint holds."""
+    data = read_json(path)
+    try:
+        config = from_tagged(data, KINDS)
+    except UserError as error:
+        raise FileProblem(f"'{path}' is not the config of a run: {error}") from error
+    if not isinstance(config, TrainConfig):
+        raise FileProblem(f"'{path}' is not the config of a run: its kind is '{config.kind}'")
+    return config
+
+
+def _fixed(config: TrainConfig) -> dict[str, Any]:
     """The settings that stay the same over a whole run, by their dotted names."""
-    parts = {f"{part}.{key}": value for part in ("model", "optimizer") for key, value in config[part].items()}
-    return {**parts, "trainer.ema_decay": config["trainer"]["ema_decay"]}
+    parts = {"model": to_tagged(config.model), "optimizer": to_tagged(config.optimizer)}
+    parts["trainer"] = {name: getattr(config.trainer, name) for name in ("accumulate", "ema_decay", "precision")}
+    return {f"{part}.{key}": value for part, settings in parts.items() for key, value in settings.items()}
 
 
 def _check_device(config: TrainerConfig) -> None:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' was asked for, but torch finds no GPU here: use device 'auto' or 'cpu'")
+    if config.device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps' was asked for, but torch finds no Apple GPU here: use device 'auto' or 'cpu'")
     if config.precision == "fp16" and (config.device in ("cpu", "mps") or not torch.cuda.is_available()):
         raise UserError("precision 'fp16' needs a GPU (its scaled loss is of no use elsewhere): use 'bf16' or 'fp32'")
 
