@@ -15,11 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
 from selective_ssm.cli import main as selective_ssm
 from selective_ssm.config import from_tagged
 from selective_ssm.data import DataConfig, describe_source, held_out_documents
+from selective_ssm.errors import UserError, require
 from selective_ssm.evaluation import evaluate
 from selective_ssm.files import read_json
 from selective_ssm.generation import load
@@ -53,7 +52,6 @@ def compare(checkpoint: Path, data: DataConfig) -> None:
 
 def plot(metrics: Path, picture: Path) -> None:
     """Draw the run's bits per byte over its steps."""
-    matplotlib.use("agg")
     from matplotlib import pyplot
 
     with open(metrics, newline="") as file:
@@ -70,6 +68,7 @@ def plot(metrics: Path, picture: Path) -> None:
 
 def main(options: Sequence[str]) -> None:
     """Run the demo, with these options for the training."""
+    require("matplotlib", "plots").use("agg")
     shutil.rmtree(RUN, ignore_errors=True)
     train = ("train", "--config", "stdlib_bytes", "--trainer.output", str(RUN), *options)
     command(*train)
@@ -87,4 +86,7 @@ def main(options: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(str(error))

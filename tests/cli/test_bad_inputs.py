@@ -74,6 +74,15 @@ def test_truncated_checkpoint(capsys: pytest.CaptureFixture[str], checkpoint: Pa
 def test_folder_that_is_no_checkpoint(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for verb in (("generate",), ("info",), ("evaluate", "--data", "python_stdlib")):
         assert "is not a checkpoint" in refused(capsys, *verb, tmp_path)
+        assert "did you mean" not in refused(capsys, *verb, tmp_path)
+
+
+def test_a_run_s_folder_names_its_last_checkpoint(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoint, tmp_path / "last")
+    for verb in (("generate",), ("info",), ("evaluate", "--data", "python_stdlib")):
+        assert f"(did you mean '{tmp_path / 'last'}'?)" in refused(capsys, *verb, tmp_path)
 
 
 def test_unreadable_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from selective_ssm import cli
 from selective_ssm.cli import info, main
@@ -90,6 +92,48 @@ def test_whoever_leaves_takes_the_code_along(
     monkeypatch.setattr(info, "run", leaving)
     assert main(["info", "mamba-130m"]) == expected
     assert capsys.readouterr().err == ("said why\n" if expected == 1 else "")
+
+
+def ended(command: str) -> subprocess.CompletedProcess[str]:
+    """How a line of the shell ends, in which ``ssm`` is the command line."""
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    script = f'set -o pipefail; ssm() {{ "{sys.executable}" -m selective_ssm "$@"; }}; {command}'
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=120, env=environment)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("words", ["doctor", "info mamba-130m", "train --help"])
+def test_every_verb_ends_quietly_when_its_reader_has_left(words: str) -> None:
+    process = ended(f"ssm {words} | true")
+    assert (process.returncode, process.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_sentence_that_nobody_reads_keeps_its_code() -> None:
+    assert ended("ssm info nosuch 2>&1 | true").returncode == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", ["recipes", "info mamba-130m"])
+def test_a_full_output_is_told_in_one_sentence(words: str) -> None:
+    process = ended(f"ssm {words} > /dev/full")
+    assert process.returncode == 2
+    assert process.stderr == "selective-ssm: cannot write to the standard output: no space left on device\n"
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_a_closed_output_is_told_in_one_sentence() -> None:
+    process = ended("ssm recipes >&-")
+    assert process.returncode == 2
+    assert process.stderr == "selective-ssm: the standard output is closed: there is nowhere to write to\n"
+
+
+def test_a_lack_of_memory_is_told_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(info, "run", lambda _: torch.empty(2**60, dtype=torch.uint8))
+    assert main(["info", "mamba-130m"]) == 2
+    assert capsys.readouterr().err.startswith("selective-ssm: there is not enough memory for this")
 
 
 def test_a_reader_that_leaves_ends_it_quietly(ids_checkpoint: Path) -> None:

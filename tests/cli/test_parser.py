@@ -53,7 +53,7 @@ KINDS: dict[str, type[Config]] = {one.kind: one for one in (Wheel, Engine, Car)}
 def parsed(*words: str | Path) -> Car:
     parser = Parser("drive", "drives")
     parser.add_config(Car)
-    return config_from(parser.parse_args([str(word) for word in words]), Car, KINDS)
+    return config_from(parser.parse_words([str(word) for word in words]), Car, KINDS)
 
 
 def test_keys_that_are_not_given_take_the_config_s_defaults() -> None:
@@ -69,6 +69,15 @@ def test_a_file_is_read_and_every_key_can_be_overridden(tmp_path: Path) -> None:
     words = ("--name", "7", "--owner", "null", "--engine.power", "2", "--range", "[3, 4]")
     assert parsed("--config", path, *words, "--parts", '[{"kind": "wheel", "radius": 1e0}]') == expected
     assert parsed("--config", path, "--parts", "[{kind: wheel}, {kind: wheel}]") == from_file
+
+
+def test_a_file_never_wins_over_an_option_wherever_it_stands(tmp_path: Path) -> None:
+    path, other = tmp_path / "car.yaml", tmp_path / "other.yaml"
+    path.write_text("name: a\nowner: me\n")
+    other.write_text("owner: you\n")
+    for config in (("--config", path), (f"--config={path}",)):
+        assert parsed("--name", "b", *config) == Car(name="b", owner="me")
+        assert parsed("--name", "b", *config, "--config", other) == Car(name="b", owner="you"), "the later file wins"
 
 
 def test_a_saved_config_is_a_config_file(tmp_path: Path) -> None:
@@ -88,6 +97,7 @@ def test_a_saved_config_is_a_config_file(tmp_path: Path) -> None:
         (["--name", "a", "--parts", "3"], "parts must be a list, got 3 (int)"),
         (["--name", "a", "--kind", "lorry"], "kind: expected one of 'car', got 'lorry'"),
         (["--name"], "argument --name: expected one argument"),
+        (["--name", "a", "--config"], "argument --config: expected one argument"),
     ],
 )
 def test_what_does_not_fit_is_told_in_one_sentence(words: list[str], sentence: str) -> None:

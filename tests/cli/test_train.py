@@ -20,5 +20,13 @@ def test_a_run_leaves_a_checkpoint_that_generates(
         "trainer: {output: run, max_steps: 100}\n"
     )
     assert main(["train", "--config", "config.yaml", "--trainer.max_steps", "2"]) == 0
-    assert "the model is in 'run/last'" in capsys.readouterr().out
+    first = capsys.readouterr().out
+    assert "the model is in 'run/last'" in first
+    assert "finished" not in first
+    assert "went on" not in first
+    assert main(["train", "--trainer.max_steps", "2", "--config", "config.yaml"]) == 0
+    told = capsys.readouterr().out
+    assert "the run in 'run' is finished at step 2: raise trainer.max_steps or trainer.max_minutes to go on" in told
+    assert main(["train", "--config", "config.yaml", "--trainer.max_steps", "3"]) == 0
+    assert "the run went on from step 2 to step 3" in capsys.readouterr().out
     assert main(["generate", "run/last", "--prompt", "some", "--max-new-tokens", "3"]) == 0

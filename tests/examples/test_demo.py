@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,3 +28,13 @@ def test_the_demo_trains_compares_plots_resumes_and_writes(
     assert (tmp_path / "runs" / "demo" / "last").resolve().name == "step-00000025"
     assert (tmp_path / "runs" / "demo" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert len(printed.rpartition("--temperature 0.7\n")[2]) > 100
+
+
+def test_without_matplotlib_the_demo_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(DEMO)])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if "site-packages" not in path])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(SystemExit, match=r"pip install 'selective-ssm\[plots\]'"):
+        runpy.run_path(str(DEMO), run_name="__main__")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from selective_ssm.errors import UserError
 from selective_ssm.models import LanguageModel, ModelState, preset
 
 
@@ -66,6 +67,29 @@ def test_select_copies_the_named_slots_in_order() -> None:
         chosen.layers[0][0].zero_()
         assert state.layers[0][0].any()
     assert state.select([]).slots == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        (torch.tensor([True, False, True]), r"integers, got torch.bool: mask.nonzero\(\)"),
+        ([True, False, True], "integers, got torch.bool"),
+        ([0.0, 1.7], "integers, got torch.float32"),
+        ([7], "at least 0 and below slots = 3, got 7"),
+        ([0, -1], "at least 0 and below slots = 3, got -1"),
+        (torch.tensor(1), r"one axis, got the shape \(\)"),
+    ],
+)
+def test_rows_that_name_no_slots_are_refused(rows: torch.Tensor | list[int], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        example().select(rows)
+
+
+def test_it_shows_itself_in_short() -> None:
+    state = example()
+    assert repr(state) == f"ModelState(slots=3, position=[5, 6, 7], nbytes={state.nbytes})"
+    assert "position=[5, 6, 7, 5, …]" in repr(state.select([0, 1, 2, 0, 1]))
+    assert "position=[on meta]" in repr(state.to("meta"))
 
 
 def test_a_clone_shares_nothing() -> None:

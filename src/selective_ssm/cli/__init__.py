@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import os
@@ -15,7 +16,7 @@ import traceback
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from selective_ssm.errors import UserError, nearest
 
@@ -30,6 +31,9 @@ VERBS = {
 }
 
 
+_OUTPUT_REFUSED = (errno.ENOSPC, errno.EFBIG, errno.EBADF)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -42,21 +46,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # what the terminal cannot show is no reason to stop
+    if sys.stdout is None:
+        return _told(UserError("the standard output is closed: there is nowhere to write to"))
     try:
         with _sigterm_leaves():
-            _run(words)
+            code = _run_to_its_code(words)
             sys.stdout.flush()
-        return 0
+        return code
     except SystemExit as leaving:
         return _code(leaving)
-    except BrokenPipeError:
-        return _reader_has_left()
+    except BrokenPipeError:  # the reader wants no more, as in ``| head``
+        _discard(sys.stdout)
+        return 0
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except Exception as error:
         if "--debug" in words:
             traceback.print_exc()
         return _told(error)
+
+
+def _run_to_its_code(words: list[str]) -> int:
+    try:
+        _run(words)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # how rich leaves when its reader has left
+            raise leaving.__context__ from None
+        return _code(leaving)
+    return 0
 
 
 def _run(words: list[str]) -> None:
@@ -75,7 +92,7 @@ def _run(words: list[str]) -> None:
 
         parser = Parser(verb, VERBS[verb])
         module.add_arguments(parser)
-        module.run(parser.parse_args(words[1:]))
+        module.run(parser.parse_words(words[1:]))
 
 
 def _help() -> str:
@@ -91,7 +108,7 @@ def _code(leaving: SystemExit) -> int:
     """The exit code that Python itself would give, the text of a `SystemExit` shown."""
     if leaving.code is None or isinstance(leaving.code, int):
         return leaving.code or 0
-    print(leaving.code, file=sys.stderr)
+    _say(str(leaving.code))
     return 1
 
 
@@ -99,18 +116,38 @@ def _told(error: Exception) -> int:
     """Say what went wrong, on one line."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
-        print(f"selective-ssm: {text}", file=sys.stderr)
+        _say(f"selective-ssm: {text}")
+        return 2
+    if isinstance(error, OSError) and error.errno in _OUTPUT_REFUSED and error.filename is None:
+        _discard(sys.stdout)
+        _say(f"selective-ssm: cannot write to the standard output: {(error.strerror or text).lower()}")
+        return 2
+    if _is_lack_of_memory(error):
+        _say("selective-ssm: there is not enough memory for this: take a smaller model, batch or row length")
         return 2
     what = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    print(f"selective-ssm: internal error, {what} (the same command with --debug shows where)", file=sys.stderr)
+    _say(f"selective-ssm: internal error, {what} (the same command with --debug shows where)")
     return 1
 
 
-def _reader_has_left() -> int:
-    """Whoever read our output wants no more of it, as in ``| head``: done, and nothing more is to be flushed."""
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Also in torch's way of saying so, without importing torch."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # nobody reads
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    """Let what the stream still holds go nowhere, since writing it at the end of the process would fail too."""
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from jsonargparse.typing import PositiveInt
 
 from selective_ssm.bench.report import RESULTS, device_name, table, write_report
 from selective_ssm.bench.run import SUBJECTS
-from selective_ssm.cli.device import add_device, chosen_device
+from selective_ssm.cli.device import add_device
 from selective_ssm.errors import choice
+from selective_ssm.models.device import usable_device
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -36,7 +37,7 @@ def run(options: Namespace) -> None:
     known = {case.name: case for case in cases}
     for name in options.case or ():
         choice("case", name, known)
-    device = chosen_device(options.device)
+    device = usable_device(options.device)
     chosen = [known[name] for name in options.case or known]
     rows = [row for case in chosen for row in timed(case, device, options.rounds)]
     rich.print(table(rows, title=f"{options.subject} on {device_name(device)}"))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from selective_ssm.errors import UserError
+from selective_ssm.models.device import usable_device
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -29,21 +29,4 @@ def add_dtype(parser: Parser) -> None:
 
 def placement(options: Namespace) -> dict[str, Any]:
     """The keyword arguments that put a model where the options say."""
-    return {"device": chosen_device(options.device), "dtype": _DTYPES.get(options.dtype)}
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        UserError: torch knows no such device, it is not there, or it cannot compute.
-    """
-    if name.partition(":")[0] == "meta":
-        raise UserError("the device 'meta' holds no values to compute with: choose cpu, cuda, …")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the device '{name}' cannot be used: {reason}") from error
-    return device
+    return {"device": usable_device(options.device), "dtype": _DTYPES.get(options.dtype)}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from argparse import SUPPRESS
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -36,6 +37,10 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say in one sentence what is wrong with the words, naming the nearest key where one is unknown."""
         raise UserError(self._sentence(message)) from ex
+
+    def parse_words(self, words: Sequence[str]) -> Namespace:
+        """Parse the words after the verb; wherever ``--config`` stands, what is given beside it wins."""
+        return self.parse_args(_config_first(words) if "--config" in self._option_string_actions else list(words))
 
     def add_config(self, config: type[Config]) -> None:
         """Take ``--config`` with a file or a recipe's name, and an option ``--a.b`` for every key of a config."""
@@ -80,6 +85,19 @@ def _expected(text: str) -> str:
     names = [f"one of {one}" for one in re.findall(r"Literal\[(.*?)\]", types)]
     names += ["null" if one == "NoneType" else one for one in re.findall(r"<class '(\w+)'>", types)]
     return f"expected {' or '.join(names)}" if names else text[0].lower() + text[1:]
+
+
+def _config_first(words: Sequence[str]) -> list[str]:
+    """The words with each ``--config FILE`` before all others, in the order of the files."""
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--config":
+            configs += [word, *islice(rest, 1)]
+        else:
+            (configs if word.startswith("--config=") else others).append(word)
+    return configs + others
 
 
 class _ConfigFile(ActionConfigFile):

@@ -24,4 +24,12 @@ def run(options: Namespace) -> None:
     # Loads Lightning: seconds that a mistake in the config need not wait for.
     from selective_ssm.training.run import train
 
-    print(f"the model is in '{train(config).checkpoint}'")
+    summary = train(config)
+    if summary.resumed_at and summary.resumed_at == summary.steps:
+        print(
+            f"the run in '{config.trainer.output}' is finished at step {summary.steps}: "
+            "raise trainer.max_steps or trainer.max_minutes to go on"
+        )
+    elif summary.resumed_at:
+        print(f"the run went on from step {summary.resumed_at} to step {summary.steps}")
+    print(f"the model is in '{summary.checkpoint}'")

@@ -44,7 +44,7 @@ def save(
     choice("model_type", model_type, FORMATS)
     form, folder = FORMATS[model_type], Path(folder)
     written = form.write_config(config)
-    named = {theirs: tensor.contiguous() for theirs, tensor in form.write_weights(weights).items()}
+    named = {theirs: tensor.contiguous() for theirs, tensor in form.write_weights(weights, config).items()}
     shards = _shards(named, shard_bytes)
     if len(shards) == 1:
         write_tensors(folder / WEIGHTS, named, {"format": "pt"})
@@ -89,7 +89,9 @@ def _read_config(folder: Path) -> tuple[LanguageModelConfig, Format]:
     with in_words("read a model from", folder):
         names = {path.name for path in folder.iterdir()}
     if CONFIG not in names:
-        raise FileProblem(f"'{folder}' is not a checkpoint: it has no {CONFIG}")
+        last = folder / "last"  # in the folder of a training run
+        hint = f" (did you mean '{last}'?)" if (last / CONFIG).exists() else ""
+        raise FileProblem(f"'{folder}' is not a checkpoint: it has no {CONFIG}{hint}")
     written = read_json(folder / CONFIG)
     if not isinstance(written, dict) or written.get("model_type") not in list(FORMATS):
         known = ", ".join(f"'{name}'" for name in FORMATS)

@@ -17,6 +17,7 @@ from selective_ssm.errors import UserError
 from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
 from selective_ssm.models.config import LanguageModelConfig
+from selective_ssm.models.device import readable, usable_device
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops import checks
 
@@ -232,9 +233,10 @@ class LanguageModel(nn.Module):
 
         Raises:
             FileProblem: a file is missing, truncated or foreign.
-            UserError: config and weights do not make a model: names, shapes, values that are not finite.
+            UserError: config and weights do not make a model: names, shapes, values that are not finite; or the device
+                is unknown or not here.
         """
-        config, weights = checkpoint.read(folder, device)
+        config, weights = checkpoint.read(folder, usable_device(device))
         checkpoint.check_depth(weights, config, folder)
         try:
             model = cls.outline(config)
@@ -246,12 +248,12 @@ class LanguageModel(nn.Module):
 
     def _embed(self, ids: Tensor) -> Tensor:
         known = self.config.vocab_size
-        if _readable(ids) and not 0 <= (worst := int(ids.max() if ids.min() >= 0 else ids.min())) < known:
+        if readable(ids) and not 0 <= (worst := int(ids.max() if ids.min() >= 0 else ids.min())) < known:
             raise UserError(f"ids must be at least 0 and below vocab_size = {known}, got {worst}")
         return self.embedding(ids)
 
     def _embed_positions(self, table: nn.Embedding, positions: Tensor) -> Tensor:
-        if _readable(positions) and int(positions.max()) >= table.num_embeddings:
+        if readable(positions) and int(positions.max()) >= table.num_embeddings:
             raise UserError(
                 f"the model has {table.num_embeddings} positions, got a text of {int(positions.max()) + 1} tokens"
             )
@@ -285,11 +287,6 @@ def _token_positions(before: Tensor, length: int, cu_seqlens: Tensor | None) -> 
         return before[:, None] + steps
     sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), steps, right=True)
     return (steps - cu_seqlens[sequence] + before[sequence])[None]
-
-
-def _readable(indices: Tensor) -> bool:
-    """Whether there are values to check without making a device wait or breaking a graph that is being recorded."""
-    return indices.device.type == "cpu" and indices.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def _size(module: nn.Module) -> int:

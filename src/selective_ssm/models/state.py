@@ -12,7 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from selective_ssm.errors import UserError
 from selective_ssm.layers import State
+from selective_ssm.models.device import readable
+
+_SHOWN = 4  # positions in a repr
 
 
 class _Place(NamedTuple):
@@ -82,6 +86,11 @@ class ModelState:
     def __reduce__(self) -> tuple[Any, ...]:
         return self._of, (self._buffers, self._places, self.position)  # the layers are views again, not copies
 
+    def __repr__(self) -> str:
+        shown = "on meta" if self.position.is_meta else ", ".join(map(str, self.position[:_SHOWN].tolist()))
+        more = ", …" if self.slots > _SHOWN and not self.position.is_meta else ""
+        return f"ModelState(slots={self.slots}, position=[{shown}{more}], nbytes={self.nbytes})"
+
     @property
     def slots(self) -> int:
         """Number of sequences."""
@@ -101,11 +110,26 @@ class ModelState:
         """A new state of the given slots, in that order and as often as each is named.
 
         Args:
-            rows: (n,) integer indices.
+            rows: (n,) integer indices, from 0 to slots - 1.
+
+        Raises:
+            UserError: rows are not that; on a device other than the CPU their values are not looked at.
         """
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self.position.device)
+        index = self._index(rows)
         buffers = {dtype: buffer.index_select(0, index) for dtype, buffer in self._buffers.items()}
         return self._of(buffers, self._places, self.position.index_select(0, index))
+
+    def _index(self, rows: Tensor | Sequence[int]) -> Tensor:
+        index = torch.as_tensor(rows, device=self.position.device)
+        if index.ndim != 1:
+            raise UserError(f"rows must have one axis, got the shape {tuple(index.shape)}")
+        if index.numel() and (index.dtype == torch.bool or index.is_floating_point() or index.is_complex()):
+            hint = ": mask.nonzero()[:, 0] are the rows of a mask" if index.dtype == torch.bool else ""
+            raise UserError(f"rows must be integers, got {index.dtype}{hint}")
+        index = index.to(torch.int64)
+        if readable(index) and not 0 <= (worst := int(index.max() if index.min() >= 0 else index.min())) < self.slots:
+            raise UserError(f"rows must be at least 0 and below slots = {self.slots}, got {worst}")
+        return index
 
     def clone(self) -> ModelState:
         """A copy with memory of its own: what to take before a step that should not be the last word."""

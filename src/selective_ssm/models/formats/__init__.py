@@ -22,7 +22,7 @@ class Format(Protocol):
         """The config in the content of a config.json."""
         ...
 
-    def write_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def write_weights(self, weights: Mapping[str, Tensor], config: LanguageModelConfig) -> dict[str, Tensor]:
         """The tensors of the file, from a state dict."""
         ...
 

@@ -58,6 +58,7 @@ _IN_LAYER = {
 }
 _LAYER = re.compile(r"(backbone\.layers\.\d+\.)(.+)")
 _CONV = "conv1d.weight"  # (D, K) here, (D, 1, K) there
+_OF_TOKENS = ("embedding.weight", "head.weight")  # padded_vocab_size rows here, vocab_size there
 
 
 def write_config(config: LanguageModelConfig) -> dict[str, Any]:
@@ -104,12 +105,15 @@ def read_config(written: Mapping[str, Any]) -> LanguageModelConfig:
     return config
 
 
-def write_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the file, from a state dict."""
-    return {
-        _renamed(name, _TOP, _IN_LAYER): tensor[:, None] if name.endswith(_CONV) else tensor
-        for name, tensor in weights.items()
-    }
+def write_weights(weights: Mapping[str, Tensor], config: LanguageModelConfig) -> dict[str, Tensor]:
+    """The tensors of the file, from a state dict; padding rows, which would be tokens there, are left out."""
+
+    def as_theirs(name: str, tensor: Tensor) -> Tensor:
+        if name in _OF_TOKENS:
+            return tensor[: config.vocab_size]
+        return tensor[:, None] if name.endswith(_CONV) else tensor
+
+    return {_renamed(name, _TOP, _IN_LAYER): as_theirs(name, tensor) for name, tensor in weights.items()}
 
 
 def read_weights(tensors: Mapping[str, Tensor], config: LanguageModelConfig) -> dict[str, Tensor]:
@@ -137,11 +141,11 @@ def _renamed(name: str, top: Mapping[str, str], in_layer: Mapping[str, str]) -> 
 
 
 def _as_theirs(config: LanguageModelConfig, mixer: MambaConfig, ssm: S6Config) -> LanguageModelConfig:
-    """The same model in their terms: padding counts as vocabulary, the rank is a number, a real A is just A_log."""
+    """The same model in their terms: no padding, the rank is a number, a real A is just A_log."""
     rank = math.ceil(config.d_model / 16) if ssm.dt_rank == "auto" else ssm.dt_rank
     a_init = "s4d_lin" if ssm.is_complex else "s4d_real"
     mixer = replace(mixer, ssm=replace(ssm, dt_rank=rank, a_init=a_init))
-    return replace(config, vocab_size=config.padded_vocab_size, pad_vocab_multiple=1, pattern=(mixer,))
+    return replace(config, pad_vocab_multiple=1, pattern=(mixer,))
 
 
 def _leaves(tagged: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, object]]:

@@ -35,7 +35,7 @@ def read_config(written: Mapping[str, Any]) -> LanguageModelConfig:
     return config
 
 
-def write_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def write_weights(weights: Mapping[str, Tensor], config: LanguageModelConfig) -> dict[str, Tensor]:
     """The tensors of the file: those of the state dict, in which a tied head has no name of its own."""
     return dict(weights)
 
