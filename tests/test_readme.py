@@ -15,6 +15,9 @@ from typing import NamedTuple
 
 import pytest
 
+from selective_ssm.cli.parser import Parser, config_from
+from selective_ssm.training.config import KINDS, TrainConfig
+
 ROOT = Path(__file__).parents[1]
 FENCED = re.compile(
     r"(?:<!-- (?P<marker>not run|run with): (?P<text>.*?) -->\n)?```(?P<language>python|sh)\n(?P<code>.*?)```\n", re.S
@@ -57,6 +60,17 @@ def test_block(block: Block, folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
         exec(compile(block.code, f"README.md, block at line {block.line}", "exec"), {"__name__": "__main__"})
     else:
         run_commands(block.code)
+
+
+def test_each_recipe_shown_is_a_whole_config(tmp_path: Path) -> None:
+    shown = re.findall(r"```yaml\n(.*?)```\n", (ROOT / "README.md").read_text(), re.S)
+    assert shown
+    for recipe in shown:
+        (tmp_path / "recipe.yaml").write_text(recipe)
+        parser = Parser("train", "")
+        parser.add_config(TrainConfig)
+        options = parser.parse_args(["--config", str(tmp_path / "recipe.yaml")])
+        assert config_from(options, TrainConfig, KINDS).model.n_layer > 0
 
 
 def run_commands(code: str) -> None:
