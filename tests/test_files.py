@@ -275,6 +275,27 @@ def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path: Path) -> None:
         assert taken.wait(10)
 
 
+OWN = """
+import sys, time
+from selective_ssm.files import owned
+with owned(sys.argv[1], taken="busy"):
+    print("owned", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_process_owns_is_refused_to_others_until_it_ends(tmp_path: Path) -> None:
+    with python(OWN, tmp_path / "a") as owner:
+        assert owner.stdout is not None
+        owner.stdout.readline()
+        with pytest.raises(FileProblem, match=r"^busy$"), files.owned(tmp_path / "a", taken="busy"):
+            pass
+        owner.send_signal(signal.SIGKILL)
+        owner.wait(10)
+    with files.owned(tmp_path / "a", taken="busy"):
+        pass
+
+
 def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     contents = [{"n": n, "filler": "x" * 50_000} for n in range(2)]

@@ -214,7 +214,36 @@ def locked(path: str | Path) -> Generator[None]:
         yield
 
 
+@contextlib.contextmanager
+def owned(path: str | Path, *, taken: str) -> Generator[None]:
+    """Be the only process that owns a file while the block runs, or fail at once.
+
+    The file stays; the system frees it when its owner ends, however that ends. Processes forked meanwhile do not own
+    it, so they cannot keep it when their parent is killed.
+
+    Args:
+        path: the lock's file, made if absent.
+        taken: what to tell when another process owns it.
+
+    Raises:
+        FileProblem: another process owns it, or it cannot be made.
+    """
+    with contextlib.ExitStack() as held:
+        with in_words("lock", path):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            descriptor = held.enter_context(open(path, "ab")).fileno()
+            try:
+                _own(descriptor)
+            except (BlockingIOError, PermissionError) as error:
+                raise FileProblem(taken) from error
+        yield
+
+
 if sys.platform == "win32":
+
+    def _own(descriptor: int) -> None:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
 
     def _lock(descriptor: int, *, wait: bool) -> None:
         while wait:  # a claim (wait=False) needs no lock there: an open file cannot be removed
@@ -223,6 +252,9 @@ if sys.platform == "win32":
                 return msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
 
 else:
+
+    def _own(descriptor: int) -> None:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a forked process inherits locks of flock, not these
 
     def _lock(descriptor: int, *, wait: bool) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,6 +14,11 @@ def test_it_survives_json() -> None:
     assert from_tagged(to_tagged(config), {"text": DataConfig}) == config
 
 
+def test_an_empty_source_is_refused() -> None:
+    with pytest.raises(UserError, match="source must name a file"):
+        DataConfig(source="")
+
+
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [

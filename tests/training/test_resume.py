@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -16,12 +17,13 @@ import pytest
 import torch
 
 from selective_ssm.config import to_tagged
-from selective_ssm.errors import FileProblem
+from selective_ssm.errors import FileProblem, UserError
 from selective_ssm.files import read_tensors
 from selective_ssm.models import LanguageModel
 from selective_ssm.training import TrainConfig, checkpoint
 from selective_ssm.training.callbacks import StepEnd
 from selective_ssm.training.metrics import CSVMetrics
+from selective_ssm.training.progress import Progress
 from selective_ssm.training.run import train
 from tests.training.conftest import MakeConfig, figures
 
@@ -168,6 +170,53 @@ def test_a_signal_ends_the_step_saves_and_is_passed_on(
     train(unbroken)
     train(stopped)
     assert_same_outcome(unbroken, stopped)
+
+
+def test_a_run_outlives_the_reader_of_its_progress(make_config: MakeConfig) -> None:
+    config = make_config(max_steps=3)
+
+    def unread() -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        sys.stderr = io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True)
+        train(config)
+
+    assert forked(unread) == 0
+    assert last(config).resolve().name == "step-00000003"
+
+
+def test_a_checkpoint_is_saved_before_its_step_is_shown(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(save_every=1, eval_every=1)
+    seen: list[bool] = []
+
+    def show(_: Progress, step: int, *__: object) -> None:
+        seen.append(last(config).resolve().name == f"step-{step:08d}")
+
+    monkeypatch.setattr(Progress, "show", show)
+    train(config)
+    assert seen == [True] * 12
+
+
+def test_an_exit_that_no_signal_asked_for_is_passed_on(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CSVMetrics, "log_metrics", lambda *_: sys.exit(5))
+    with pytest.raises(SystemExit) as raised:
+        train(make_config())
+    assert raised.value.code == 5
+
+
+def test_a_folder_serves_one_process_at_a_time_and_is_free_when_that_is_killed(make_config: MakeConfig) -> None:
+    """Also while the workers of the killed one still live."""
+    endless = make_config(max_steps=10**6, eval_every=10**6, workers=1)
+    with started(endless) as process:
+        wait_for_rows(endless, 3)
+        with pytest.raises(UserError, match="another process trains in '.*run': wait until it has ended"):
+            train(endless)
+        process.kill()
+    train(make_config(max_steps=1))
 
 
 def test_a_failing_step_ends_its_workers_too(make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch) -> None:

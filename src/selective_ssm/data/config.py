@@ -45,6 +45,8 @@ class DataConfig(Config):
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        if not self.source:
+            raise UserError("source must name a file, a folder or a glob, or be 'python_stdlib', got ''")
         choice("packing", self.packing, ("joined", "packed"))
         for name, least in (("row_length", 1), ("batch_size", 1), ("held_out_bytes", 0), ("seed", 0)):
             if getattr(self, name) < least:

@@ -1,4 +1,4 @@
-"""What is done between two steps: evaluate, write down, show, save, stop."""
+"""What is done between two steps: evaluate, write down, save, show, stop."""
 
 from __future__ import annotations
 
@@ -68,10 +68,13 @@ class StepEnd(Callback):
         last = ended or self._signals.received is not None
         evaluated = bool(self._held_out) and (ended or step % settings.eval_every == 0)
         improved = evaluated and self._evaluate(trainer, module)
-        if last or evaluated or step % settings.log_every == 0:
+        logged = last or evaluated or step % settings.log_every == 0
+        if logged:
             self._log(trainer, module, reached)
         if last or improved or step % settings.save_every == 0:
             self._save(trainer, module, best=improved)
+        if logged:
+            self._progress.show(step, module.progress, module.figures)
         trainer.should_stop = last
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -105,7 +108,6 @@ class StepEnd(Callback):
         self._tokens_before, self._since = module.tokens, time.monotonic()
         for logger in trainer.loggers:
             logger.log_metrics(module.figures, trainer.global_step)
-        self._progress.show(trainer.global_step, module.progress, module.figures)
 
     def _save(self, trainer: Trainer, module: LanguageTraining, *, best: bool) -> None:
         if not all(torch.isfinite(parameter).all() for parameter in module.kept_model.parameters()):

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins import CheckpointIO
 
 from selective_ssm.errors import FileProblem, UserError
-from selective_ssm.files import flush, in_words, replacing
+from selective_ssm.files import flush, in_words, owned, replacing
 
 _NAME = "step-"
 
@@ -35,6 +35,7 @@ class RunFolder:
         checkpoints/step-00000100/      a usable model, its tokenizer; the run's config, what only resuming needs
         checkpoints/step-00000200/
         metrics.csv                     a row of figures for each logged step
+        .lock                           held by the process that trains here
 
     A checkpoint is written under another name and renamed when it is whole; then a link is replaced in one step, and
     what no link names any more is removed. So `last` and `best` name whole checkpoints at every instant.
@@ -68,6 +69,17 @@ class RunFolder:
                 "choose another output folder"
             )
         return self.last.is_symlink()
+
+    @contextmanager
+    def alone(self) -> Generator[None]:
+        """Keep other processes from training in this folder while the block runs.
+
+        Raises:
+            UserError: one does already.
+        """
+        taken = f"another process trains in '{self.path}': wait until it has ended, or choose another output folder"
+        with owned(self.path / ".lock", taken=taken):
+            yield
 
     @contextmanager
     def checkpoint(self, step: int, *, best: bool) -> Generator[Path]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import sys
 import time
 from collections.abc import Mapping
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn
@@ -12,8 +15,38 @@ from rich.progress import Progress as Bar
 SECONDS_BETWEEN_LINES = 10.0
 
 
+class Unfailing:
+    """A text stream that is left alone from its first failure on, as when nobody reads it any more.
+
+    Args:
+        stream: the stream; None, as the standard error of a process may be, is one that has failed.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream or io.StringIO()
+        self._failed = stream is None
+
+    def write(self, text: str) -> int:
+        if not self._failed:
+            try:
+                self._stream.write(text)
+            except (OSError, ValueError):  # the latter where it is closed
+                self._failed = True
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._failed:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._failed = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class Progress:
-    """Shows step, loss, bits per byte, tokens a second and the time left, on the standard error.
+    """Shows step, loss, bits per byte, tokens a second and the time left, on the standard error while it lasts.
 
     Args:
         max_steps: how many steps the run has, where it is known.
@@ -21,7 +54,7 @@ class Progress:
     """
 
     def __init__(self, max_steps: int | None, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True, soft_wrap=True)
+        self._console = console or Console(file=cast(TextIO, Unfailing(sys.stderr)), soft_wrap=True)
         self._of = f"/{max_steps}" if max_steps else ""
         self._bar: Bar | None = None
         self._began = self._shown = time.monotonic()

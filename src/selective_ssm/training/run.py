@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +44,7 @@ class TrainSummary:
     Args:
         checkpoint: the last checkpoint's folder, ready for `LanguageModel.from_pretrained`.
         steps: optimizer steps, those before a resume included.
-        resumed_at: the step from which this call went on; 0 where it began anew.
+        resumed_at: the step from which this call went on; 0 where it began anew, ``steps`` where nothing was left.
         tokens: tokens trained on.
         seconds: time of training.
         loss: the last step's, in nats a token.
@@ -77,14 +77,20 @@ def train(config: TrainConfig, *, resume: Literal["auto", "never"] = "auto") -> 
         A summary; the run's folder holds the checkpoints and the metrics.
 
     Raises:
-        UserError: the settings cannot be used, the data or the folder cannot be read or written, or the loss became
-            NaN; the last good checkpoint stays as it was.
+        UserError: the settings cannot be used, the data or the folder cannot be read or written, another process
+            trains in the folder, or the loss became NaN; the last good checkpoint stays as it was.
         SystemExit: with code 143, after SIGTERM.
         KeyboardInterrupt: after Ctrl-C.
     """
     choice("resume", resume, ("auto", "never"))
     _check_device(config.trainer)
     folder = RunFolder(config.trainer.output)
+    with folder.alone():
+        return _train(config, folder, resume)
+
+
+def _train(config: TrainConfig, folder: RunFolder, resume: Literal["auto", "never"]) -> TrainSummary:
+    """Train in a folder that no other process trains in."""
     if folder.resumable:
         _check_resumption(config, folder, resume)
     step = folder.step
@@ -106,12 +112,15 @@ def train(config: TrainConfig, *, resume: Literal["auto", "never"] = "auto") -> 
     loggers = _loggers(config.trainer, folder, step)
     with signals, _quiet_lightning():
         trainer = _trainer(config.trainer, callbacks=[timer, step_end], loggers=loggers)
-        with suppress(SystemExit):  # how Lightning leaves after a signal; we leave as the signal asks
+        try:
             trainer.fit(
                 module,
                 datamodule=ResumableBatches(batches, workers=config.trainer.workers),
                 ckpt_path=folder.last.resolve() / RESUME_FILE if folder.resumable else None,
             )
+        except SystemExit:
+            if signals.received is None:  # or else it is how Lightning leaves after a signal: we leave as that asks
+                raise
     signals.leave()
     return TrainSummary(
         checkpoint=folder.last,
