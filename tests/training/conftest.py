@@ -32,7 +32,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_config(texts: Path, tmp_path: Path) -> MakeConfig:
-    """Makes the config of a tiny run of 12 steps into ``tmp_path / output``; keywords go to the trainer."""
+    """Makes the config of a tiny run of 12 steps on the CPU into ``tmp_path / output``; keywords go to the trainer."""
 
     def make(
         output: str = "run",
@@ -44,7 +44,8 @@ def make_config(texts: Path, tmp_path: Path) -> MakeConfig:
         **trainer: Any,
     ) -> TrainConfig:
         cut = {"row_length": 16, "batch_size": 2, "held_out_bytes": 600, "cache": str(texts / ".cache"), **(data or {})}
-        settings = {"output": str(tmp_path / output), "max_steps": 12, "eval_every": 4, "save_every": 3, **trainer}
+        often = {"max_steps": 12, "eval_every": 4, "save_every": 3}
+        settings = {"output": str(tmp_path / output), "device": "cpu", **often, **trainer}
         return TrainConfig(
             model=model,
             data=DataConfig(source=str(texts / "*.txt"), **cut),

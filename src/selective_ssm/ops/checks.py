@@ -79,9 +79,9 @@ def state_indices(indices: Tensor, batch: int, slots: int) -> None:
 def autocast(x: Tensor | None, sequence: Tensor) -> Any:
     """Casts what may be in low precision to the autocast dtype, where autocast is on for the sequence's device."""
     kind = sequence.device.type
-    if x is None or x.is_complex() or sequence.dtype == torch.float64:
+    if x is None or x.is_complex() or sequence.dtype == torch.float64 or sequence.is_meta:
         return x
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
 

@@ -216,8 +216,13 @@ def _quiet_lightning() -> Generator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for advice in (".*does not have many workers", ".*treespec, LeafSpec.* is deprecated"):
-                warnings.filterwarnings("ignore", message=advice)
+            advice = (
+                ".*does not have many workers",
+                ".*available but not used",
+                ".*treespec, LeafSpec.* is deprecated",
+            )
+            for one in advice:
+                warnings.filterwarnings("ignore", message=one)
             yield
     finally:
         logger.setLevel(level)
