@@ -23,7 +23,7 @@ def rng_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": (name, np.asarray(keys).tolist(), *rest),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # a run on the CPU starts no GPU
     }
 
 

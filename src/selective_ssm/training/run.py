@@ -216,13 +216,8 @@ def _quiet_lightning() -> Generator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            advice = (
-                ".*does not have many workers",
-                ".*available but not used",
-                ".*treespec, LeafSpec.* is deprecated",
-            )
-            for one in advice:
-                warnings.filterwarnings("ignore", message=one)
+            for advice in ("does not have many workers", "available but not used", "LeafSpec.* is deprecated"):
+                warnings.filterwarnings("ignore", message=f".*{advice}")
             yield
     finally:
         logger.setLevel(level)
