@@ -1,9 +1,8 @@
-"""Where a model's tensors can be, and when their values can be looked at."""
+"""Where a model's tensors can be."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from selective_ssm.errors import UserError
 
@@ -29,8 +28,3 @@ def usable_device(device: torch.device | str) -> torch.device:
         reason = str(error).partition("\n")[0]
         raise UserError(f"the device '{device}' cannot be used: {reason}") from error
     return found
-
-
-def readable(indices: Tensor) -> bool:
-    """Whether there are values to check without making a device wait or breaking a graph that is being recorded."""
-    return indices.device.type == "cpu" and indices.numel() > 0 and not torch.compiler.is_compiling()

@@ -17,7 +17,7 @@ from selective_ssm.errors import UserError
 from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
 from selective_ssm.models.config import LanguageModelConfig
-from selective_ssm.models.device import readable, usable_device
+from selective_ssm.models.device import usable_device
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops import checks
 
@@ -248,15 +248,13 @@ class LanguageModel(nn.Module):
 
     def _embed(self, ids: Tensor) -> Tensor:
         known = self.config.vocab_size
-        if readable(ids) and not 0 <= (worst := int(ids.max() if ids.min() >= 0 else ids.min())) < known:
-            raise UserError(f"ids must be at least 0 and below vocab_size = {known}, got {worst}")
+        if (outside := checks.out_of_range(ids, known)) is not None:
+            raise UserError(f"ids must be at least 0 and below vocab_size = {known}, got {outside}")
         return self.embedding(ids)
 
     def _embed_positions(self, table: nn.Embedding, positions: Tensor) -> Tensor:
-        if readable(positions) and int(positions.max()) >= table.num_embeddings:
-            raise UserError(
-                f"the model has {table.num_embeddings} positions, got a text of {int(positions.max()) + 1} tokens"
-            )
+        if (outside := checks.out_of_range(positions, table.num_embeddings)) is not None:
+            raise UserError(f"the model has {table.num_embeddings} positions, got a text of {outside + 1} tokens")
         return table(positions)
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selective_ssm.errors import UserError
 from selective_ssm.layers import State
-from selective_ssm.models.device import readable
+from selective_ssm.ops import checks
 
 _SHOWN = 4  # positions in a repr
 
@@ -127,8 +127,8 @@ class ModelState:
             hint = ": mask.nonzero()[:, 0] are the rows of a mask" if index.dtype == torch.bool else ""
             raise UserError(f"rows must be integers, got {index.dtype}{hint}")
         index = index.to(torch.int64)
-        if readable(index) and not 0 <= (worst := int(index.max() if index.min() >= 0 else index.min())) < self.slots:
-            raise UserError(f"rows must be at least 0 and below slots = {self.slots}, got {worst}")
+        if (outside := checks.out_of_range(index, self.slots)) is not None:
+            raise UserError(f"rows must be at least 0 and below slots = {self.slots}, got {outside}")
         return index
 
     def clone(self) -> ModelState:

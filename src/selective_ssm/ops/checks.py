@@ -86,9 +86,16 @@ def autocast(x: Tensor | None, sequence: Tensor) -> Any:
     return x.to(torch.get_autocast_dtype(kind))
 
 
+def out_of_range(indices: Tensor, size: int) -> int | None:
+    """One of the indices that is not in 0 ... size - 1; None where all are, or where their values cannot be read."""
+    if not _values_can_be_read(indices):
+        return None
+    return next((one for one in (int(indices.min()), int(indices.max())) if not 0 <= one < size), None)
+
+
 def _values_can_be_read(x: Tensor) -> bool:
-    """Reading values elsewhere would make the host wait for the device, or break a graph that is being recorded."""
-    if torch.compiler.is_compiling() or x.is_meta or type(x) is not Tensor:
+    """Whether there are values to check without making the host wait or breaking a graph that is being recorded."""
+    if torch.compiler.is_compiling() or x.is_meta or type(x) is not Tensor or x.numel() == 0:
         return False
     return x.device.type == "cpu" or os.environ.get("SELECTIVE_SSM_CHECK") == "1"
 

@@ -9,6 +9,7 @@ weight_k times entry p + k. All histories and the row lie in one pool (B, S H + 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -104,6 +105,11 @@ class _Pool:
         """Whether the pool is one sequence in the order in which it is visited, so that a view serves for an index."""
         return not self.packed and not self.order.reverse
 
+    @cached_property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The sequence and the position of each token, which every tap asks for."""
+        return self.order.find(self.length)
+
     def fill(self, inputs: Inputs) -> Tensor:
         """(B, S H + L, D) the pool's values; a history that is not given is zero."""
         x = inputs.x.to(_wide(inputs.x))
@@ -117,7 +123,7 @@ class _Pool:
         """(B, L, D) the entry that each token's output reads with weight k."""
         if self.in_order:
             return values[:, k : k + self.length]
-        sequence, position = self.order.find(self.length)
+        sequence, position = self.places
         return values.index_select(1, self._slot(sequence, position + k))
 
     def add_read(self, d_values: Tensor, k: int, d_out: Tensor, weight: Tensor) -> None:
@@ -148,7 +154,7 @@ class _Pool:
     def _readers(self, k: int) -> tuple[Tensor, Tensor]:
         """Two (S H + L,): the token whose output reads each entry with weight k, and whether there is one."""
         histories = torch.arange(len(self.order.lengths) * self.history, device=self.order.offsets.device)
-        sequence, position = self.order.find(self.length)
+        sequence, position = self.places
         sequence = torch.cat([histories // max(self.history, 1), sequence])
         position = torch.cat([histories % max(self.history, 1), position + self.history]) - k
         token = self.order.token(sequence, position).clamp(0, self.length - 1)
