@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,7 +25,30 @@ def with_a_fussy_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_fastest_that_can_run_is_chosen() -> None:
     assert choose(CASE, environment={}) == "reference"
     assert choose(CASE._replace(dtype=torch.bfloat16), environment={}) == "fussy"
-    assert explain(CASE) == {"fussy": "it takes bfloat16 only", "reference": None}
+    assert explain(CASE) == {
+        "fussy": "it takes bfloat16 only",
+        "cuda": "it takes tensors on a CUDA device",
+        "reference": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "this machine has none"),
+        ({"dtype": torch.float64}, "it computes in float32, not in float64"),
+        ({"complex_state": True}, "it takes no complex state"),
+        ({"device": "cpu"}, "it takes tensors on a CUDA device"),
+    ],
+)
+def test_why_there_is_no_cuda(changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.nvrtc, "explain", lambda: "this machine has none")
+    case = CASE._replace(device="cuda")._replace(**changes)
+    assert choose(case, environment={}) == "reference"
+    with pytest.raises(ValueError, match=f"'cuda' cannot run selective_scan here: {reason}"):
+        choose(case, "cuda", {})
+    monkeypatch.setattr(dispatch.nvrtc, "explain", lambda: None)
+    assert choose(case, environment={}) == ("reference" if changes else "cuda")
 
 
 @pytest.mark.usefixtures("with_a_fussy_backend")

@@ -13,7 +13,7 @@ from torch import Tensor
 from selective_ssm.bench.cases import OpCase, conv_inputs, scan_inputs
 from selective_ssm.bench.report import device_name, machine, table
 from selective_ssm.bench.versions import commit, versions
-from selective_ssm.ops import causal_conv1d, native, selective_scan
+from selective_ssm.ops import causal_conv1d, native, nvrtc, selective_scan
 from selective_ssm.ops.dispatch import Case, explain
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def run(options: Namespace) -> None:
     """Print what was found."""
     devices = ", ".join(map(device_name, _devices()))
     facts = {**versions(), "commit": commit(), **machine(), "devices": devices, "CPU library": _native()}
+    facts["CUDA kernels"] = nvrtc.explain() or "can be compiled and launched"
     facts |= {name: value for name, value in os.environ.items() if name.startswith("SELECTIVE_SSM_")}
     rows = [{"what": what, "found": "none" if found is None else str(found)} for what, found in facts.items()]
     rich.print(table(rows, title="environment"))

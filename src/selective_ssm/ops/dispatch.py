@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from selective_ssm.errors import UserError, nearest
+from selective_ssm.ops import nvrtc
 
 
 class Case(NamedTuple):
@@ -28,12 +29,22 @@ class Case(NamedTuple):
     complex_state: bool
 
 
+def _cuda(case: Case) -> str | None:
+    if case.device != "cuda":
+        return "it takes tensors on a CUDA device"
+    if case.complex_state:
+        return "it takes no complex state"
+    if case.dtype == torch.float64:
+        return "it computes in float32, not in float64"
+    return nvrtc.explain()
+
+
 def _reference(case: Case) -> str | None:
     return None
 
 
 # Fastest first. Each says why it cannot run a case, or None where it can.
-BACKENDS: Mapping[str, Callable[[Case], str | None]] = {"reference": _reference}
+BACKENDS: Mapping[str, Callable[[Case], str | None]] = {"cuda": _cuda, "reference": _reference}
 
 
 def explain(case: Case) -> dict[str, str | None]:

@@ -1,0 +1,61 @@
+"""The CUDA driver, as far as launching needs it: in torch's contexts, with its errors in words."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Generator
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from selective_ssm.errors import require
+
+
+@functools.cache
+def bindings() -> ModuleType:
+    """NVIDIA's Python face of the driver; imported when first asked for."""
+    return require("cuda.bindings.driver", extra="cuda")
+
+
+def checked(result: tuple[Any, ...], trouble: str) -> Any:
+    """What a function of the driver returned, or a sentence that ends in the driver's words."""
+    status, *values = result
+    if status:
+        cuda = bindings()
+        (_, name), (_, words) = cuda.cuGetErrorName(status), cuda.cuGetErrorString(status)
+        raise RuntimeError(f"{trouble}: {words.decode()} ({name.decode()})")
+    return values[0] if values else None
+
+
+@functools.cache
+def _primary_context(device: int) -> Any:
+    """The context of a device that torch works in."""
+    torch.cuda.init()
+    cuda, trouble = bindings(), f"cuda:{device} cannot be used"
+    handle = checked(cuda.cuDeviceGet(device), trouble)
+    return checked(cuda.cuDevicePrimaryCtxRetain(handle), trouble)
+
+
+@contextlib.contextmanager
+def context(device: int) -> Generator[None]:
+    """Make torch's context of a device the thread's current one, for as long as the block runs."""
+    cuda = bindings()
+    checked(cuda.cuCtxPushCurrent(_primary_context(device)), f"cuda:{device} cannot be used")
+    try:
+        yield
+    finally:
+        cuda.cuCtxPopCurrent()
+
+
+@contextlib.contextmanager
+def while_capturing() -> Generator[None]:
+    """Let this thread load modules while a stream is captured: that adds no work to any stream."""
+    cuda = bindings()
+    relaxed = cuda.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    before = checked(cuda.cuThreadExchangeStreamCaptureMode(relaxed), "the stream capture mode cannot be changed")
+    try:
+        yield
+    finally:
+        cuda.cuThreadExchangeStreamCaptureMode(before)
