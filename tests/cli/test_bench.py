@@ -51,6 +51,21 @@ def test_figures_go_to_the_screen_and_to_a_file(
         assert all(value > 0 for value in row.values() if isinstance(value, float))
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["host"], "'host' is timed on a GPU only, and the device is 'cpu': give --device cuda"),
+        (["scan", "--peer", "sdpa,mamba"], "peer must be one of 'mamba_ssm', 'sdpa', got 'mamba'"),
+        (["scan", "--plot", "true"], "only 'lengths' can be drawn, not 'scan'"),
+    ],
+)
+def test_what_cannot_be_timed_or_drawn_is_told(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", *words]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_an_unknown_case_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "scan", "--case", "1x8x4"]) == 2
     assert "did you mean '1x8x4x3'?" in capsys.readouterr().err

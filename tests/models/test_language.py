@@ -11,7 +11,9 @@ from torch import Tensor
 
 from selective_ssm.errors import UserError
 from selective_ssm.layers import MambaConfig, MLPConfig, S4DConfig, S6Config
+from selective_ssm.layers.recompute import Recompute
 from selective_ssm.models import LanguageModel, LanguageModelConfig, ModelState
+from selective_ssm.ops.selective_scan import reference
 
 MAMBA = LanguageModelConfig(d_model=8, n_layer=2, vocab_size=11, pattern=(MambaConfig(ssm=S6Config(d_state=4)),))
 HYBRID = LanguageModelConfig(
@@ -202,8 +204,23 @@ def test_autocast_trains_and_resumes() -> None:
             stepped, _ = model.step(ids[:, 0], state.clone())
     resumed.float().logsumexp(-1).sum().backward()
     assert logits.dtype == torch.bfloat16
+    assert {layer[1].dtype for layer in state.layers if layer} == {torch.float32, torch.complex64}  # of the scans
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
     torch.testing.assert_close(stepped, resumed[:, 0], rtol=2**-5, atol=2**-5)
+
+
+@pytest.mark.parametrize(("what", "scans"), [("none", 2), ("selective", 2), ("full", 4)])
+def test_what_runs_again_changes_no_gradient(what: Recompute, scans: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build(MAMBA), some_ids(MAMBA, 2, 6)
+    parameters = list(model.parameters())
+    expected = torch.autograd.grad(model(ids).logits.square().sum(), parameters)
+    calls: list[int] = []
+    forward = reference.forward
+    monkeypatch.setattr(reference, "forward", lambda *given: calls.append(1) or forward(*given))
+    model.backbone.recompute = what
+    gradients = torch.autograd.grad(model(ids).logits.square().sum(), parameters)
+    assert len(calls) == scans
+    assert all(torch.equal(gradient, want) for gradient, want in zip(gradients, expected, strict=True))
 
 
 def test_a_copy_is_whole_and_independent() -> None:
@@ -216,9 +233,11 @@ def test_a_copy_is_whole_and_independent() -> None:
     assert torch.equal(twin(ids).logits, logits)
 
 
-def test_a_model_compiles_whole() -> None:
+@pytest.mark.parametrize("what", ["none", "selective"])
+def test_a_model_compiles_whole(what: Recompute) -> None:
     """Forward from a state to a state, and backward, as one graph."""
     model, ids = build(MAMBA), some_ids(MAMBA, 2, 6)
+    model.backbone.recompute = what
     with torch.no_grad():
         _, before = model(ids, return_state=True)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

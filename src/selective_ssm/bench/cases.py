@@ -6,9 +6,25 @@ Legend: B batch, L length, D channels, N state, K conv width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How cases are timed.
+
+    Args:
+        device: where.
+        rounds: how often each is timed; the median is told.
+        peers: what to time beside ours: "mamba_ssm", "sdpa".
+    """
+
+    device: torch.device
+    rounds: int = 5
+    peers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +38,9 @@ class OpCase:
         states: N of a scan, K − 1 of a convolution.
         dtype: of everything that runs along the length.
         against_loop: whether the plain loop over time is timed beside it, where that is bearable.
+        sequences: into how many of mixed length the row of a scan is cut; 0 for one, uncut.
+        reverse: whether a scan runs from the last token to the first.
+        discretization: of a scan.
     """
 
     batch: int
@@ -30,11 +49,22 @@ class OpCase:
     states: int
     dtype: torch.dtype = torch.float32
     against_loop: bool = False
+    sequences: int = 0
+    reverse: bool = False
+    discretization: Literal["euler", "zoh"] = "euler"
+
+    @property
+    def elements(self) -> int:
+        """B·L·D."""
+        return self.batch * self.length * self.channels
 
     @property
     def name(self) -> str:
-        """What ``--case`` calls it: BxLxDxN."""
-        return f"{self.batch}x{self.length}x{self.channels}x{self.states}"
+        """What ``--case`` calls it: BxLxDxN, and what is special about it."""
+        special = {f"packed{self.sequences}": self.sequences, "reverse": self.reverse}
+        special["zoh"] = self.discretization == "zoh"
+        sizes = f"{self.batch}x{self.length}x{self.channels}x{self.states}"
+        return "-".join([sizes, *(name for name, is_so in special.items() if is_so)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +114,11 @@ def scan_inputs(case: OpCase, device: torch.device) -> dict[str, Tensor]:
     Returns:
         u, delta, z (B, L, D); A (D, N); B, C (B, L, N); D, delta_bias (D,).
     """
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator(device).manual_seed(0)
     leading = (case.batch,) if case.length == 1 else (case.batch, case.length)
 
     def normal(width: int) -> Tensor:
-        return torch.randn(*leading, width, generator=random).to(device, case.dtype)
+        return torch.randn(*leading, width, generator=random, device=device, dtype=case.dtype)
 
     u, delta, z = (normal(case.channels) for _ in range(3))
     b, c = (normal(case.states) for _ in range(2))
@@ -98,17 +128,29 @@ def scan_inputs(case: OpCase, device: torch.device) -> dict[str, Tensor]:
     return {"u": u, "delta": delta, "A": a, "B": b, "C": c, "D": skip, "z": z, "delta_bias": bias}
 
 
+def scan_options(case: OpCase, device: torch.device) -> dict[str, Any]:
+    """The other arguments of `selective_scan`; where a row is cut, always at the same places."""
+    options: dict[str, Any] = {"delta_softplus": True, "reverse": case.reverse, "discretization": case.discretization}
+    if case.sequences:
+        random = torch.Generator().manual_seed(0)
+        cuts = 1 + torch.randperm(case.length - 1, generator=random)[: case.sequences - 1].sort().values
+        options["cu_seqlens"] = torch.cat([torch.tensor([0]), cuts, torch.tensor([case.length])]).int().to(device)
+    return options
+
+
 def conv_inputs(case: OpCase, device: torch.device) -> dict[str, Tensor]:
     """Arguments of `causal_conv1d`, seeded.
 
     Returns:
         x (B, L, D); weight (D, K); bias (D,).
     """
-    random = torch.Generator().manual_seed(0)
-    x = torch.randn(case.batch, case.length, case.channels, generator=random)
-    weight = torch.randn(case.channels, case.states + 1, generator=random)
+    random = torch.Generator(device).manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random, device=device, dtype=case.dtype)
+
     return {
-        "x": x.to(device, case.dtype),
-        "weight": weight.to(device, case.dtype),
+        "x": normal(case.batch, case.length, case.channels),
+        "weight": normal(case.channels, case.states + 1),
         "bias": torch.zeros(case.channels, device=device, dtype=case.dtype),
     }

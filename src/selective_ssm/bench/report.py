@@ -19,7 +19,13 @@ from selective_ssm.files import write_json
 RESULTS = Path("benchmarks/results")
 
 
-def write_report(folder: Path, subject: str, device: torch.device, rows: Sequence[Mapping[str, Any]]) -> Path:
+def write_report(
+    folder: Path,
+    subject: str,
+    device: torch.device,
+    rows: Sequence[Mapping[str, Any]],
+    gpu: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the figures of a subject as JSON, beside machine, versions, commit and time.
 
     Args:
@@ -27,6 +33,7 @@ def write_report(folder: Path, subject: str, device: torch.device, rows: Sequenc
         subject: what was timed.
         device: where.
         rows: the figures.
+        gpu: its driver and clocks.
 
     Returns:
         The file.
@@ -36,6 +43,7 @@ def write_report(folder: Path, subject: str, device: torch.device, rows: Sequenc
         "subject": subject,
         "device": device_name(device),
         "machine": machine(),
+        **({} if gpu is None else {"gpu": gpu}),
         "versions": versions(),
         "commit": commit(),
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),

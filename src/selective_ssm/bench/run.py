@@ -1,4 +1,4 @@
-"""Running the cases: one function a subject, giving a row of figures for each case, pass and backend."""
+"""Running the cases on any device: one function a subject, giving a row of figures for each case, pass and backend."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.bench import cases
-from selective_ssm.bench.cases import ModelCase, OpCase
+from selective_ssm.bench.cases import ModelCase, OpCase, Setup
 from selective_ssm.bench.clock import medians
 from selective_ssm.bench.loop import scan_loop
 from selective_ssm.models import LanguageModel, ModelState, preset
@@ -22,55 +22,57 @@ Row = dict[str, Any]
 Call = Callable[[], object]
 
 
-def scan(case: OpCase, device: torch.device, rounds: int) -> Iterator[Row]:
+def scan(case: OpCase, setup: Setup) -> Iterator[Row]:
     """The scan of each backend that can run, forward and forward+backward, and how many times faster than the loop."""
-    inputs = _leaves(cases.scan_inputs(case, device))
-    for backend in _backends("selective_scan", case, device):
+    inputs = leaves(cases.scan_inputs(case, setup.device))
+    for backend in backends("selective_scan", case, setup.device):
         calls = {"ours": partial(selective_scan, **inputs, delta_softplus=True, backend=backend)}
         if case.against_loop:
             calls["loop"] = partial(scan_loop, **inputs)
         for direction, timed in _directions(calls, inputs):
-            taken = medians(timed, device, rounds=rounds)
+            taken = medians(timed, setup.device, rounds=setup.rounds)
             row = {"case": case.name, "pass": direction, "backend": backend, "ms": taken["ours"] * 1e3}
             if "loop" in taken:
                 row |= {"loop ms": taken["loop"] * 1e3, "speed-up": taken["loop"] / taken["ours"]}
             yield row
 
 
-def conv(case: OpCase, device: torch.device, rounds: int) -> Iterator[Row]:
+def conv(case: OpCase, setup: Setup) -> Iterator[Row]:
     """The causal convolution of each backend that can run, forward and forward+backward."""
-    inputs = _leaves(cases.conv_inputs(case, device))
-    for backend in _backends("causal_conv1d", case, device):
+    inputs = leaves(cases.conv_inputs(case, setup.device))
+    for backend in backends("causal_conv1d", case, setup.device):
         calls = {"ours": partial(causal_conv1d, **inputs, activation="silu", backend=backend)}
         for direction, timed in _directions(calls, inputs):
-            taken = medians(timed, device, rounds=rounds)
+            taken = medians(timed, setup.device, rounds=setup.rounds)
             yield {"case": case.name, "pass": direction, "backend": backend, "ms": taken["ours"] * 1e3}
 
 
-def step(case: OpCase, device: torch.device, rounds: int) -> Iterator[Row]:
+def step(case: OpCase, setup: Setup) -> Iterator[Row]:
     """One step of the scan with each backend that can run."""
-    inputs = cases.scan_inputs(case, device)
-    state = torch.zeros(case.batch, case.channels, case.states, device=device)
-    for backend in _backends("selective_scan_step", case, device):
+    inputs = cases.scan_inputs(case, setup.device)
+    state = torch.zeros(case.batch, case.channels, case.states, device=setup.device)
+    for backend in backends("selective_scan_step", case, setup.device):
         call = partial(selective_scan_step, state, **inputs, delta_softplus=True, backend=backend)
-        taken = medians({"step": call}, device, rounds=10 * rounds)
+        taken = medians({"step": call}, setup.device, rounds=10 * setup.rounds)
         yield {"case": case.name, "backend": backend, "µs": taken["step"] * 1e6}
 
 
-def model(case: ModelCase, device: torch.device, rounds: int) -> Iterator[Row]:
+def model(case: ModelCase, setup: Setup) -> Iterator[Row]:
     """Tokens a second of a freshly initialised model: training (forward+backward), prefill and decoding."""
-    language_model = LanguageModel(preset(case.preset)).to(device)
-    ids = torch.randint(language_model.config.vocab_size, (case.batch, case.length), device=device)
+    language_model = LanguageModel(preset(case.preset)).to(setup.device)
+    ids = torch.randint(language_model.config.vocab_size, (case.batch, case.length), device=setup.device)
     for what, call, tokens in (
-        ("training", partial(_train, language_model, ids), ids.numel()),
-        ("prefill", partial(_read, language_model, ids), ids.numel()),
+        ("training", partial(train, language_model, ids), ids.numel()),
+        ("prefill", partial(read, language_model, ids), ids.numel()),
         ("decoding", partial(_write, language_model, ids[:, :1], case.new_tokens), case.batch * case.new_tokens),
     ):
-        taken = medians({what: call}, device, rounds=rounds)
+        taken = medians({what: call}, setup.device, rounds=setup.rounds)
         yield {"case": case.name, "what": what, "ms": taken[what] * 1e3, "tokens a second": tokens / taken[what]}
 
 
-SUBJECTS: dict[str, tuple[tuple[Any, ...], Callable[[Any, torch.device, int], Iterator[Row]]]] = {
+Subject = tuple[tuple[Any, ...], Callable[[Any, Setup], Iterator[Row]]]
+
+SUBJECTS: dict[str, Subject] = {
     "scan": (cases.SCAN, scan),
     "conv": (cases.CONV, conv),
     "step": (cases.STEP, step),
@@ -79,35 +81,39 @@ SUBJECTS: dict[str, tuple[tuple[Any, ...], Callable[[Any, torch.device, int], It
 """Each subject's cases, and the function that runs one."""
 
 
-def _backends(op: str, case: OpCase, device: torch.device) -> list[str]:
+def backends(op: str, case: OpCase, device: torch.device) -> list[str]:
+    """Those that can run a case, fastest first."""
     reasons = explain(Case(op=op, device=device.type, dtype=case.dtype, complex_state=False))
     return [backend for backend, reason in reasons.items() if reason is None]
 
 
-def _leaves(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+def leaves(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, as what gradients are asked of."""
     return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
 
 
 def _directions(calls: Mapping[str, Call], inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Mapping[str, Call]]]:
     """The calls as they are, and with the gradient of each input after them."""
     yield "forward", {name: torch.no_grad()(call) for name, call in calls.items()}
-    leaves = list(inputs.values())
-    yield "forward+backward", {name: partial(_with_gradients, call, leaves) for name, call in calls.items()}
+    wanted = list(inputs.values())
+    yield "forward+backward", {name: partial(_with_gradients, call, wanted) for name, call in calls.items()}
 
 
-def _with_gradients(call: Call, leaves: list[Tensor]) -> object:
+def _with_gradients(call: Call, wanted: list[Tensor]) -> object:
     out = call()
     assert isinstance(out, Tensor)
-    return torch.autograd.grad(out.sum(), leaves)
+    return torch.autograd.grad(out.sum(), wanted)
 
 
-def _train(language_model: LanguageModel, ids: Tensor) -> None:
+def train(language_model: LanguageModel, ids: Tensor) -> None:
+    """Take the gradient of the loss."""
     language_model.zero_grad()
     next_token_loss(language_model(ids).logits, ids).backward()
 
 
 @torch.no_grad()
-def _read(language_model: LanguageModel, ids: Tensor) -> None:
+def read(language_model: LanguageModel, ids: Tensor) -> None:
+    """Read a prompt."""
     language_model.prefill(ids)
 
 

@@ -8,7 +8,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-PACKAGES = ("selective-ssm", "torch", "numpy", "safetensors", "tokenizers", "lightning", "jsonargparse")
+PACKAGES = ("selective-ssm", "torch", "numpy", "safetensors", "tokenizers", "lightning", "jsonargparse", "cuda-core")
+PEERS = ("mamba-ssm", "causal-conv1d", "triton")
 
 
 def version(package: str) -> str | None:
@@ -20,8 +21,13 @@ def version(package: str) -> str | None:
 
 
 def versions() -> dict[str, str | None]:
-    """The versions of Python and of the packages that results depend on."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+    """The versions of Python and of the packages that results depend on; of what ours is timed beside, if there."""
+    peers = {package: version(package) for package in PEERS}
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        **{package: found for package, found in peers.items() if found},
+    }
 
 
 def commit() -> str | None:

@@ -27,7 +27,7 @@ VERBS = {
     "info": "show a checkpoint's or a preset's parameters, state and memory",
     "recipes": "list the shipped recipes, or print one",
     "doctor": "show versions, devices, what can run here and how exact it is",
-    "bench": "time the scan, the convolution, the step or whole models",
+    "bench": "time operators, blocks and whole models, beside floors and peers",
 }
 
 

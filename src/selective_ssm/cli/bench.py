@@ -1,4 +1,4 @@
-"""``selective-ssm bench``: time the scan, the convolution, the step or whole models."""
+"""``selective-ssm bench``: time operators, blocks and whole models, on a GPU beside floors and peers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Literal
 import rich
 from jsonargparse.typing import PositiveInt
 
+from selective_ssm.bench.cases import Setup
+from selective_ssm.bench.gpu.device import state
+from selective_ssm.bench.gpu.peers import PEERS
 from selective_ssm.bench.report import RESULTS, device_name, table, write_report
-from selective_ssm.bench.run import SUBJECTS
+from selective_ssm.bench.subjects import DRAWN, subject
 from selective_ssm.cli.device import add_device
-from selective_ssm.errors import choice
+from selective_ssm.errors import UserError, choice
 from selective_ssm.models.device import usable_device
 
 if TYPE_CHECKING:
@@ -20,25 +23,41 @@ if TYPE_CHECKING:
     from selective_ssm.cli.parser import Parser
 
 
+Subject = Literal["scan", "conv", "norm", "step", "host", "first-call", "blocks", "lengths", "model"]
+
+
 def add_arguments(parser: Parser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("subject", type=Literal["scan", "conv", "step", "model"], help="what to time")
+    parser.add_argument("subject", type=Subject, help="what to time; all but scan, conv, step, model on a GPU only")
     parser.add_argument("--case", type=str, action="append", help="only this case; may be given several times")
     parser.add_argument(
         "--rounds", type=PositiveInt, default=5, help="how often each case is timed; the median is told"
     )
+    parser.add_argument("--peer", type=str, help=f"what to time beside ours, on a GPU: {','.join(PEERS)}")
+    parser.add_argument("--plot", type=bool, default=False, help="draw the lengths beside their figures")
     parser.add_argument("--output", type=str, default=str(RESULTS), help="the folder of the results")
     add_device(parser)
 
 
 def run(options: Namespace) -> None:
     """Time the cases, print a table and write it as JSON."""
-    cases, timed = SUBJECTS[options.subject]
+    device = usable_device(options.device)
+    cases, timed = subject(options.subject, device)
     known = {case.name: case for case in cases}
     for name in options.case or ():
         choice("case", name, known)
-    device = usable_device(options.device)
-    chosen = [known[name] for name in options.case or known]
-    rows = [row for case in chosen for row in timed(case, device, options.rounds)]
+    peers = tuple(options.peer.split(",")) if options.peer else ()
+    for name in peers:
+        choice("peer", name, PEERS)
+    if options.plot and options.subject not in DRAWN:
+        raise UserError(f"only {', '.join(map(repr, DRAWN))} can be drawn, not '{options.subject}'")
+    setup = Setup(device=device, rounds=options.rounds, peers=peers)
+    before = state(device)
+    rows = [row for name in options.case or known for row in timed(known[name], setup)]
+    gpu = {"before": before, "after": state(device)} if before else None
     rich.print(table(rows, title=f"{options.subject} on {device_name(device)}"))
-    print(f"written to {write_report(Path(options.output), options.subject, device, rows)}")
+    path = write_report(Path(options.output), options.subject, device, rows, gpu)
+    print(f"written to {path}")
+    if options.plot:
+        DRAWN[options.subject](rows, path.with_suffix(".svg"))
+        print(f"drawn in {path.with_suffix('.svg')}")

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from selective_ssm.ops import add_rms_norm
+
 Norm = Literal["rms", "layer"]
 
 
@@ -21,10 +23,20 @@ class RMSNorm(nn.RMSNorm):
         [1.0, -1.0]
     """
 
+    def __init__(self, width: int, eps: float = 1e-5) -> None:
+        super().__init__(width, eps)
+
     def forward(self, x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, self.weight.dtype)
         y = F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps)
         return y.to(self.weight.dtype)
+
+    def add(self, residual: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm of residual + branch, and the sum, in one pass over memory; without a branch, of residual itself."""
+        if branch is None:
+            return self(residual), residual
+        assert self.eps is not None
+        return add_rms_norm(branch, residual, self.weight, self.eps)
 
 
 class LayerNorm(nn.LayerNorm):
@@ -34,6 +46,11 @@ class LayerNorm(nn.LayerNorm):
         wide = torch.promote_types(input.dtype, self.weight.dtype)
         y = F.layer_norm(input.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
         return y.to(self.weight.dtype)
+
+    def add(self, residual: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The norm of residual + branch, and the sum; without a branch, of residual itself."""
+        total = residual if branch is None else residual + branch
+        return self(total), total
 
 
 def build_norm(norm: Norm, width: int, eps: float) -> RMSNorm | LayerNorm:

@@ -1,4 +1,4 @@
-"""The stack of residual branches: norm, mixer, add.
+"""The stack of residual branches: norm, mixer, add; an add and the next norm are one operator.
 
 Legend: B batch, L length, D width of the residual stream.
 """
@@ -15,11 +15,16 @@ from torch import Tensor, nn
 from selective_ssm.layers import Mixer, MixerConfig, State, build_mixer
 from selective_ssm.layers.mixer import in_float32
 from selective_ssm.layers.norm import build_norm
+from selective_ssm.layers.recompute import Recompute, recomputing
 from selective_ssm.models.config import LanguageModelConfig
 
 
 class Layer(nn.Module):
-    """One residual branch: x + mixer(norm(x))."""
+    """One residual branch: mixer(norm(x)) of the residual stream x, to be added to it.
+
+    The stream comes beside what the branch before will add to it, since that add and this norm are one pass over
+    memory; and it leaves beside what this branch will add.
+    """
 
     def __init__(self, config: LanguageModelConfig, mixer: MixerConfig) -> None:
         super().__init__()
@@ -27,26 +32,31 @@ class Layer(nn.Module):
         self.mixer: Mixer = build_mixer(mixer, config.d_model)
 
     def forward(
-        self, x: Tensor, state: State | None, *, cu_seqlens: Tensor | None, return_state: bool
-    ) -> tuple[Tensor, State | None]:
-        y, state = self.mixer(self.norm(x), state, cu_seqlens=cu_seqlens, return_state=return_state)
-        return x + y, state
+        self, x: Tensor, before: Tensor | None, state: State | None, *, cu_seqlens: Tensor | None, return_state: bool
+    ) -> tuple[Tensor, Tensor, State | None]:
+        normed, x = self.norm.add(x, before)
+        branch, state = self.mixer(normed, state, cu_seqlens=cu_seqlens, return_state=return_state)
+        return x, branch, state
 
-    def step(self, x: Tensor, state: State, *, state_indices: Tensor | None) -> tuple[Tensor, State]:
-        y, state = self.mixer.step(self.norm(x), state, state_indices=state_indices)
-        return x + y, state
+    def step(
+        self, x: Tensor, before: Tensor | None, state: State, *, state_indices: Tensor | None
+    ) -> tuple[Tensor, Tensor, State]:
+        normed, x = self.norm.add(x, before)
+        branch, state = self.mixer.step(normed, state, state_indices=state_indices)
+        return x, branch, state
 
 
 class Backbone(nn.Module):
     """The n_layer residual branches of a model, and the norm after them.
 
     The residual stream is fp32 where `LanguageModelConfig.residual_in_fp32` asks for it; the norms hand it to the
-    mixers in the dtype of the weights.
+    mixers in the dtype of the weights. `recompute` says what of each branch runs again for the backward pass.
     """
 
     def __init__(self, config: LanguageModelConfig) -> None:
         super().__init__()
         self.residual_in_fp32 = config.residual_in_fp32
+        self.recompute: Recompute = "none"
         layers = nn.ModuleList(Layer(config, mixer) for mixer in config.layers)
         self.layers = cast("Sequence[Layer]", layers)
         self.norm_f = build_norm(config.norm, config.d_model, config.norm_eps)
@@ -75,20 +85,23 @@ class Backbone(nn.Module):
     ) -> tuple[Tensor, list[State]]:
         """Pass x (B, L, D) through every branch, each going on from its state; the end states too where asked for."""
         x = in_float32(x) if self.residual_in_fp32 else x
+        branch = None
         ends: list[State] = []
         for index, layer in enumerate(self.layers):
             state = None if states is None else states[index]
-            x, state = layer(x, state, cu_seqlens=cu_seqlens, return_state=return_state)
+            options = {"cu_seqlens": cu_seqlens, "return_state": return_state}
+            x, branch, state = recomputing(layer, self.recompute, x, branch, state, **options)
             if return_state:
                 ends.append(state)
-        return self.norm_f(x), ends
+        return self.norm_f.add(x, branch)[0], ends
 
     def step(self, x: Tensor, states: Sequence[State], *, state_indices: Tensor | None = None) -> Tensor:
         """Pass one token a row, x (B, D), through every branch; the states are updated in place."""
         x = in_float32(x) if self.residual_in_fp32 else x
+        branch = None
         for layer, state in zip(self.layers, states, strict=True):
-            x, after = layer.step(x, state, state_indices=state_indices)
+            x, branch, after = layer.step(x, branch, state, state_indices=state_indices)
             for old, new in zip(state, after, strict=True):
                 if new is not old:
                     old.copy_(new)
-        return self.norm_f(x)
+        return self.norm_f.add(x, branch)[0]

@@ -1,6 +1,20 @@
-"""Functions on tensors: the selective scan, the causal convolution, and their one-token steps."""
+"""Functions on tensors: the selective scan, the causal convolution, their one-token steps; an add and a norm in one."""
 
+import torch
+
+from selective_ssm.ops.add_rms_norm import add_rms_norm
 from selective_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from selective_ssm.ops.selective_scan import selective_scan, selective_scan_fn, selective_scan_step
 
-__all__ = ["causal_conv1d", "causal_conv1d_step", "selective_scan", "selective_scan_fn", "selective_scan_step"]
+EXPENSIVE = (torch.ops.selective_ssm.selective_scan.default,)
+"""Registered operators whose results are worth their memory where a forward pass is run again for its backward."""
+
+__all__ = [
+    "EXPENSIVE",
+    "add_rms_norm",
+    "causal_conv1d",
+    "causal_conv1d_step",
+    "selective_scan",
+    "selective_scan_fn",
+    "selective_scan_step",
+]

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from selective_ssm.config import Config
 from selective_ssm.data.config import DataConfig
 from selective_ssm.errors import UserError, choice
+from selective_ssm.layers.recompute import Recompute
 from selective_ssm.models import CONFIG_KINDS, LanguageModelConfig
 from selective_ssm.training.optimizer import OptimizerConfig
 from selective_ssm.training.schedule import ScheduleConfig
@@ -25,6 +26,8 @@ class TrainerConfig(Config):
             nearer; one of them is needed.
         accumulate: batches whose gradients make one step.
         precision: of the activations; parameters, moments and the scan's state stay in fp32. fp16 needs a GPU.
+        activation_checkpointing: what of each layer is computed again in the backward pass to save memory: "none",
+            "selective" (all but the scans) or "full". The gradients are the same.
         device: where to train; "auto" takes an accelerator that is there.
         seed: of the initialisation (the data have their own).
         ema_decay: keep an exponential moving average of the weights, which is then what is evaluated and saved.
@@ -42,6 +45,7 @@ class TrainerConfig(Config):
     max_minutes: float | None = None
     accumulate: int = 1
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: Recompute = "none"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 0
     ema_decay: float | None = None
@@ -53,6 +57,7 @@ class TrainerConfig(Config):
 
     def __post_init__(self) -> None:
         choice("precision", self.precision, ("fp32", "bf16", "fp16"))
+        choice("activation_checkpointing", self.activation_checkpointing, ("none", "selective", "full"))
         choice("device", self.device, ("auto", "cpu", "cuda", "mps"))
         if self.max_steps is None and self.max_minutes is None:
             raise UserError("how long to train is not said: set max_steps, max_minutes or both")

@@ -40,6 +40,7 @@ class LanguageTraining(LightningModule):
     def __init__(self, model: LanguageModel, config: TrainConfig, timer: Timer) -> None:
         super().__init__()
         self.model = model
+        self.model.backbone.recompute = config.trainer.activation_checkpointing
         self.config = config
         self.timer = timer
         self.tokens = 0

@@ -1,0 +1,1 @@
+"""What is timed on a GPU: by its own clock, beside floors and peers."""
