@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from selective_ssm.ops import checks
-from selective_ssm.ops.causal_conv1d import reference
+from selective_ssm.ops.causal_conv1d import cuda, reference
 from selective_ssm.ops.causal_conv1d.arguments import check_conv, check_step
 from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.operator import Operator
@@ -21,7 +21,7 @@ def _zero_state(inputs: Inputs, rows: int) -> Tensor:
     return inputs.x.new_zeros(rows, channels, width - 1)
 
 
-_CONV = Operator("causal_conv1d", Inputs, StepInputs, Options, _zero_state, {"reference": reference})
+_CONV = Operator("causal_conv1d", Inputs, StepInputs, Options, _zero_state, {"cuda": cuda, "reference": reference})
 
 
 def causal_conv1d(

@@ -1,0 +1,270 @@
+"""The causal convolution on NVIDIA GPUs: hands the kernels of kernel.cu and step.cu their arguments.
+
+Legend: B batch, L length, D channels, K width, S sequences in a row. Strides are in bytes, but for those of a step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from selective_ssm.ops import nvrtc
+from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
+from selective_ssm.ops.causal_conv1d.plan import THREADS, Plan, plan
+
+_FOLDER = Path(__file__).parent
+_WORDS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
+SUM_THREADS = 256
+"""Threads of a block that sums what others have left, for 32 sums."""
+STEP_THREADS = 128
+"""Threads of a block of a step, a channel each."""
+
+
+def _fields(pointers: str, sizes: str = "", numbers: str = "") -> list[tuple[str, type]]:
+    kinds = ((pointers, ctypes.c_void_p), (sizes, ctypes.c_int64), (numbers, ctypes.c_int))
+    return [(name, kind) for names, kind in kinds for name in names.split()]
+
+
+_COMMON = _fields(
+    pointers="x weight bias state offsets",
+    sizes="x_batch x_token state_row state_channel state_entry length",
+    numbers="sequences channels lanes run columns tiles wide reverse",
+)
+
+
+class _Forward(ctypes.Structure):
+    _fields_ = [*_COMMON, *_fields(pointers="out final_state", sizes="out_batch out_token")]
+
+
+class _Backward(ctypes.Structure):
+    _fields_ = [
+        *_COMMON,
+        *_fields(
+            pointers="d_out d_final d_x d_state partials",
+            sizes="d_out_batch d_out_token d_final_row d_final_channel d_final_entry d_x_batch d_x_token",
+        ),
+    ]
+
+
+class _Sum(ctypes.Structure):
+    _fields_ = _fields(pointers="partials d_weight d_bias", numbers="groups columns lanes channels")
+
+
+class _Step(ctypes.Structure):
+    _fields_ = _fields(
+        pointers="out state x weight bias slots",
+        sizes="x_row state_slot state_channel state_entry weight_channel weight_tap bias_channel slots_row",
+        numbers="channels slot_count wide",
+    )
+
+
+class _Kind(NamedTuple):
+    """What the kernels are compiled for."""
+
+    x: torch.dtype
+    weight: torch.dtype
+    bias: torch.dtype | None
+    state: torch.dtype | None
+    width: int
+    activation: str | None
+
+    @property
+    def defines(self) -> tuple[tuple[str, str | int], ...]:
+        return (
+            ("X_TYPE", _WORDS[self.x]),
+            ("WEIGHT_TYPE", _WORDS[self.weight]),
+            ("BIAS_TYPE", _WORDS[self.bias or self.weight]),
+            ("STATE_TYPE", _WORDS[self.state or self.x]),
+            ("WIDTH", self.width),
+            ("SILU", int(self.activation == "silu")),
+        )
+
+
+@functools.cache
+def _kernel(name: str, kind: _Kind, channels: int, unroll: int, min_blocks: int, device: int) -> nvrtc.Kernel:
+    floats = {
+        "causal_conv1d": 0,
+        "causal_conv1d_backward": THREADS * channels * (kind.width + 1),
+        "causal_conv1d_sum": SUM_THREADS,
+    }
+    defines = (
+        *kind.defines,
+        ("BACKWARD", int(name != "causal_conv1d")),
+        ("THREADS", THREADS),
+        ("CHANNELS", channels),
+        ("UNROLL", unroll),
+        ("MIN_BLOCKS", min_blocks),
+    )
+    return nvrtc.kernel(_FOLDER / "kernel.cu", name, defines, device, shared=4 * floats[name])
+
+
+@functools.cache
+def _step_kernel(
+    x: torch.dtype,
+    weight: torch.dtype,
+    bias: torch.dtype | None,
+    state: torch.dtype,
+    width: int,
+    activation: str | None,
+    device: int,
+) -> nvrtc.Kernel:
+    kind = _Kind(x, weight, bias, state, width, activation)
+    defines = (*kind.defines, ("THREADS", STEP_THREADS))
+    return nvrtc.kernel(_FOLDER / "step.cu", "causal_conv1d_step", defines, device)
+
+
+class _Rows(NamedTuple):
+    """How the kernels walk over the tokens of a (B, L, D) tensor."""
+
+    first: int  # address of the token that is visited first
+    batch: int
+    token: int
+
+    @classmethod
+    def of(cls, x: Tensor, reverse: bool) -> _Rows:
+        address, size = x.data_ptr(), x.element_size()
+        batch, token, _ = x.stride()
+        if reverse:
+            return cls(address + (x.shape[1] - 1) * token * size, batch * size, -token * size)
+        return cls(address, batch * size, token * size)
+
+
+class _Call(NamedTuple):
+    """What both passes hand to their kernels."""
+
+    kind: _Kind
+    plan: Plan
+    common: tuple[int | None, ...]  # the arguments of _COMMON
+
+    @classmethod
+    def of(cls, inputs: Inputs, options: Options, sequences: int, backward: bool, *rows: _Rows) -> _Call:
+        """`rows` are those of x and of every other (B, L, D) tensor."""
+        x, weight, bias, state, offsets = inputs
+        batch, length, channels = x.shape
+        _, width = weight.shape
+        misaligned = weight.data_ptr() | (0 if bias is None else bias.data_ptr())
+        for row in rows:
+            misaligned |= row.first | row.batch | row.token
+        chosen = plan(batch, length, channels, width, x.element_size(), misaligned % 16 == 0, backward)
+        common = (
+            rows[0].first, weight.data_ptr(), _address(bias), _address(state), _address(offsets),
+            rows[0].batch, rows[0].token, *_strides(state), length,
+            sequences, channels, chosen.lanes, chosen.run, chosen.columns, chosen.tiles,
+            offsets is not None and offsets.dtype == torch.int64, options.reverse,
+        )  # fmt: skip
+        dtypes = (x.dtype, weight.dtype, None if bias is None else bias.dtype, None if state is None else state.dtype)
+        return cls(_Kind(*dtypes, width, options.activation), chosen, common)
+
+    def launch(self, name: str, blocks: int, parameters: ctypes.Structure, device: int, threads: int = THREADS) -> None:
+        channels, unroll, min_blocks, *_ = self.plan
+        kernel = _kernel(name, self.kind, channels, unroll, min_blocks, device)
+        stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+        kernel((blocks, 1, 1), threads, parameters, stream)
+
+
+def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, None]:
+    """Returns out (B, L, D) and the final state (B or S, D, K - 1); `backward` needs nothing but the inputs."""
+    inputs = _contiguous(inputs)
+    x, (channels, width) = inputs.x, inputs.weight.shape
+    sequences = _count_sequences(inputs)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    final = x.new_empty((x.shape[0] * sequences, channels, width - 1))
+    x_rows, out_rows = _Rows.of(x, options.reverse), _Rows.of(out, options.reverse)
+    call = _Call.of(inputs, options, sequences, False, x_rows, out_rows)
+    blocks = call.plan.columns * call.plan.tiles * x.shape[0]
+    parameters = _Forward(*call.common, out_rows.first, final.data_ptr(), out_rows.batch, out_rows.token)
+    call.launch("causal_conv1d", blocks, parameters, x.get_device())
+    return out, final, None
+
+
+def saved_shape(inputs: Inputs) -> tuple[int, ...]:
+    """Nothing is kept."""
+    return (0,)
+
+
+def backward(
+    d_out: Tensor, d_final: Tensor | None, saved: Tensor, inputs: Inputs, options: Options
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The gradients of x, weight, bias and initial_state, in their dtypes; None where there is no input."""
+    inputs = _contiguous(inputs)
+    x, weight, bias, state, _ = inputs
+    channels, width = weight.shape
+    d_out = d_out if d_out.stride(-1) == 1 else d_out.contiguous()
+    d_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    d_weight = torch.empty_like(weight)
+    d_bias = None if bias is None else torch.empty_like(bias)
+    d_state = None if state is None else state.new_empty(state.shape)
+    x_rows, d_out_rows, d_x_rows = (_Rows.of(one, options.reverse) for one in (x, d_out, d_x))
+    call = _Call.of(inputs, options, _count_sequences(inputs), True, x_rows, d_out_rows, d_x_rows)
+
+    own, _, _, lanes, _, columns, tiles = call.plan
+    groups, device = tiles * x.shape[0], x.get_device()
+    part = lanes * own * (width + 1)  # what a block leaves of the gradients of weight and bias
+    partials = torch.empty(groups * columns * part, dtype=torch.float32, device=x.device)
+    parameters = _Backward(
+        *call.common,
+        d_out_rows.first, _address(d_final), d_x_rows.first, _address(d_state), partials.data_ptr(),
+        d_out_rows.batch, d_out_rows.token, *_strides(d_final), d_x_rows.batch, d_x_rows.token,
+    )  # fmt: skip
+    call.launch("causal_conv1d_backward", groups * columns, parameters, device)
+    summed = _Sum(partials.data_ptr(), d_weight.data_ptr(), _address(d_bias), groups, columns, lanes, channels)
+    call.launch("causal_conv1d_sum", -(-columns * part // 32), summed, device, SUM_THREADS)
+    return d_x, d_weight, d_bias, d_state
+
+
+def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> Tensor:
+    """One token: updates `state` (slots, D, K - 1) in place and returns out (B, D)."""
+    x, weight, bias = inputs
+    batch, channels = x.shape
+    device = x.get_device()
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    slot, channel, entry = state.stride()
+    weight_channel, tap = weight.stride()
+    parameters = _Step(
+        out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr(), _address(bias), _address(state_indices),
+        x.stride(0), slot, channel, entry, weight_channel, tap, 0 if bias is None else bias.stride(0),
+        0 if state_indices is None else state_indices.stride(0),
+        channels, state.shape[0], state_indices is not None and state_indices.dtype == torch.int64,
+    )  # fmt: skip
+    kernel = _step_kernel(
+        x.dtype,
+        weight.dtype,
+        None if bias is None else bias.dtype,
+        state.dtype,
+        weight.shape[1],
+        options.activation,
+        device,
+    )
+    blocks = batch * -(-channels // STEP_THREADS)
+    stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+    kernel((blocks, 1, 1), STEP_THREADS, parameters, stream)
+    return out
+
+
+def _contiguous(inputs: Inputs) -> Inputs:
+    """With the small tensors laid out as the kernels read them."""
+    _, weight, bias, _, offsets = inputs
+    return inputs._replace(
+        weight=weight.contiguous(),
+        bias=None if bias is None else bias.contiguous(),
+        cu_seqlens=None if offsets is None else offsets.contiguous(),
+    )
+
+
+def _count_sequences(inputs: Inputs) -> int:
+    """Of each row."""
+    return 1 if inputs.cu_seqlens is None else inputs.cu_seqlens.shape[0] - 1
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _strides(states: Tensor | None) -> tuple[int, ...]:
+    """Of a (rows, D, K - 1) tensor."""
+    return (0, 0, 0) if states is None else tuple(stride * states.element_size() for stride in states.stride())

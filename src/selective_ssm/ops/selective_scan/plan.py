@@ -1,0 +1,102 @@
+"""How a scan is laid out over a GPU: pure functions of sizes.
+
+Legend: a block of 128 threads serves 128 / lanes channels of one sequence; `lanes` neighbouring threads share a channel,
+each with 16 / lanes of 16 states. The more lanes, the more warps there are to hide each other's latencies, and the more
+instructions a state costs (sums over lanes, loads that serve fewer states): so as few as fill the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+THREADS = 128
+STATES = 16
+CHUNK = 64
+"""Tokens between two states that the forward pass keeps for the backward pass: at N = 16 one byte a token and channel."""
+WARPS_A_MULTIPROCESSOR = 8
+"""Two for each of a multiprocessor's four schedulers keep it busy."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one pass over a scan is laid out.
+
+    Args:
+        lanes: threads that share a channel.
+        pieces: into how many pieces each sequence is cut that run side by side. With more than one the recurrence is
+            run twice: for the pieces' ends, then again from the states that these imply.
+    """
+
+    lanes: int
+    pieces: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of a block."""
+        return THREADS // self.lanes
+
+    @property
+    def steps(self) -> int:
+        """Tokens of a tile of the forward pass: one or two times 8 channels of a token for each thread."""
+        return {1: 16, 2: 32, 4: 32, 8: 64}[self.lanes]
+
+    def blocks(self, channels: int, groups: int) -> int:
+        """Blocks for all channels; none straddles groups, whose maps differ."""
+        return groups * -(-channels // groups // self.channels)
+
+
+_overridden: dict[str, Any] = {}
+
+
+@contextlib.contextmanager
+def overridden(**fields: Any) -> Iterator[None]:
+    """Plans with these fields as given, for benchmarks: `with overridden(lanes=4): ...`."""
+    _overridden.update(fields)
+    try:
+        yield
+    finally:
+        _overridden.clear()
+
+
+def plan_forward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
+    """The plan for so many sequences, B or those in a pack, with L tokens in a row.
+
+    Example:
+        >>> plan_forward(8, 2048, 2048, 1, 132), plan_forward(1, 2048, 4096, 1, 132), plan_forward(1, 2**20, 1, 1, 132)
+        (Plan(lanes=2, pieces=1), Plan(lanes=8, pieces=1), Plan(lanes=8, pieces=256))
+    """
+    wanted = WARPS_A_MULTIPROCESSOR * multiprocessors
+    chosen = Plan(lanes=1, pieces=1)
+    while chosen.lanes < 8 and _warps(chosen, sequences, channels, groups) < 0.9 * wanted:
+        chosen = replace(chosen, lanes=2 * chosen.lanes)
+    if 4 * _warps(chosen, sequences, channels, groups) < wanted:  # running the recurrence twice pays from here on
+        chosen = _in_pieces(chosen, sequences, length, channels, groups, wanted)
+    return replace(chosen, **_overridden)
+
+
+def plan_backward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
+    """The same for the backward pass, which holds channels in one way only, that of tensor cores: 16 channels a warp."""
+    wanted = WARPS_A_MULTIPROCESSOR * multiprocessors
+    chosen = Plan(lanes=2, pieces=1)
+    if 2 * _warps(chosen, sequences, channels, groups) < wanted:
+        chosen = _in_pieces(chosen, sequences, length, channels, groups, wanted)
+    return replace(chosen, **_overridden | {"lanes": 2})
+
+
+def _in_pieces(chosen: Plan, sequences: int, length: int, channels: int, groups: int, wanted: int) -> Plan:
+    warps = _warps(chosen, sequences, channels, groups)
+    return replace(chosen, pieces=max(1, min(wanted // warps, -(-length // CHUNK) // 4)))
+
+
+def _warps(chosen: Plan, sequences: int, channels: int, groups: int) -> int:
+    return sequences * chosen.blocks(channels, groups) * (THREADS // 32)
+
+
+def slots(chosen: Plan, sequences: int, channels: int, groups: int, multiprocessors: int) -> int:
+    """How many sequences of a pack are served side by side going backward; each slot keeps sums of its own."""
+    wanted = 4 * WARPS_A_MULTIPROCESSOR * multiprocessors
+    each = chosen.pieces * chosen.blocks(channels, groups) * (THREADS // 32)
+    return min(sequences, -(-wanted // each))
