@@ -61,7 +61,8 @@ constexpr bool MAPS_VARY = !B_FIXED || !C_FIXED;
 
 struct Shared {
     float step[CHUNK][PITCH][2];  // dt, and dt u (euler) or u (zero-order hold); the latter gives way to sum g B
-    float grad[CHUNK][PITCH][2];  // dy, which gives way to y = sum C h; then the sum over states of g A decay h
+    float dy[CHUNK][PITCH];       // which gives way to y = sum C h
+    float sum_A[CHUNK][PITCH];    // the sum over states of g A decay h
     float sums[IN_PLACE ? 1 : CHUNK][IN_PLACE ? 1 : PITCH][4];
     float B[CHUNK][4][4], C[CHUNK][4][4];  // by column: 4 states each
     union {
@@ -186,7 +187,7 @@ struct Backward {
     // ---- where a lane's numbers lie -------------------------------------------------------------------------------
 
     // In the tiles: the place of the lane's channel of a half.
-    __device__ __forceinline__ int place(int half) const { return warp * 16 + half * 8 + row; }
+    __device__ __forceinline__ int place(int half) const { return warp * 16 + row * 2 + half; }
     __device__ __forceinline__ int state(int s, int pass) const { return pass * STATES + s / 2 * 8 + column * 2 + s % 2; }
 
     // Which of a (…, D, N) tensor's numbers is a state of the lane's: -1 if there is none.
@@ -225,8 +226,8 @@ struct Backward {
 
     // What the sums over states of a token and channel are kept in.
     __device__ __forceinline__ float& sum_B(int t, int c) { return IN_PLACE ? shared.step[t][c][1] : shared.sums[t][c][0]; }
-    __device__ __forceinline__ float& sum_C(int t, int c) { return IN_PLACE ? shared.grad[t][c][0] : shared.sums[t][c][1]; }
-    __device__ __forceinline__ float& sum_A(int t, int c) { return IN_PLACE ? shared.grad[t][c][1] : shared.sums[t][c][2]; }
+    __device__ __forceinline__ float& sum_C(int t, int c) { return IN_PLACE ? shared.dy[t][c] : shared.sums[t][c][1]; }
+    __device__ __forceinline__ float& sum_A(int t, int c) { return IN_PLACE ? shared.sum_A[t][c] : shared.sums[t][c][2]; }
 
     // ---- a chunk --------------------------------------------------------------------------------------------------
 
@@ -260,7 +261,7 @@ struct Backward {
             for (int k = 0; k < 8; k += 2) {
                 const int at = place_of_pair(octet, k / 2);
                 write(shared.step[t][at], {dt[k], ZOH ? x[k] : x[k] * dt[k], dt[k + 1], ZOH ? x[k + 1] : x[k + 1] * dt[k + 1]});
-                write(shared.grad[t][at], {dy[k], 0.0f, dy[k + 1], 0.0f});
+                write(&shared.dy[t][at], {dy[k], dy[k + 1]});
             }
         }
     }
@@ -292,8 +293,10 @@ struct Backward {
             for (int s = 0; s < 4; s++) x[half][s] = is_fixed ? fixed[pass][half][s] : once[s];
     }
     __device__ __forceinline__ void read_steps(float (&steps)[2][2], int t) const {
+        float both[4];
+        read(both, shared.step[t][place(0)]);
 #pragma unroll
-        for (int half = 0; half < 2; half++) read(steps[half], shared.step[t][place(half)]);
+        for (int i = 0; i < 4; i++) steps[i / 2][i % 2] = both[i];
     }
 
     __device__ __forceinline__ float gain(float dt, float decay, float A_log2) const {
@@ -332,12 +335,12 @@ struct Backward {
     // ---- a run of tokens: forward from the state before it, then back ----------------------------------------------
 
     // The two tokens-by-channels words of a left operand: row's token, the channels 2 column, the next, and those plus 8.
-    __device__ __forceinline__ void read_weights(uint32 (&to)[2][PARTS], const float (&tile)[CHUNK][PITCH][2], int t, int of) const {
+    __device__ __forceinline__ void read_weights(uint32 (&to)[2][PARTS], const float* tile, int apart) const {
+        float x[4];
 #pragma unroll
-        for (int side = 0; side < 2; side++) {
-            const int c = warp * 16 + side * 8 + column * 2;
-            split(to[side], tile[t][c][of], tile[t][c + 1][of]);
-        }
+        for (int i = 0; i < 4; i++) x[i] = tile[(warp * 16 + column * 4 + i) * apart];
+        split(to[0], x[0], x[2]);
+        split(to[1], x[1], x[3]);
     }
     // The two states-by-tokens words of a right operand: row's token, the states 2 column, the next, and those plus 8.
     __device__ __forceinline__ void read_map_pairs(uint32 (&to)[2][PARTS], const float (&map)[4]) const {
@@ -354,7 +357,7 @@ struct Backward {
         const int first = sub * SUB;
         float d_B[2][4] = {}, d_C[2][4] = {}, y[4] = {};
         uint32 weights[2][PARTS], map[2][PARTS];
-        if (!C_FIXED) read_weights(weights, shared.grad, first + row, 0);
+        if (!C_FIXED) read_weights(weights, shared.dy[first + row], 1);
         if (!C_FIXED && HAS_Z) read_map_pairs(map, shared.C[first + row][column]);
 #pragma unroll
         for (int j = 0; j < SUB; j++) {
@@ -368,7 +371,8 @@ struct Backward {
             }
         }
 
-        if (!B_FIXED) read_weights(weights, shared.step, first + row, 1);
+        if (!B_FIXED) read_weights(weights, &shared.step[first + row][0][1], 2);
+        float sums_B[SUB / 4][2], sums_A[SUB / 4][2];
 #pragma unroll
         for (int four = SUB - 4; four >= 0; four -= 4) {
             float through_B[2][4], through_A[2][4];
@@ -380,8 +384,14 @@ struct Backward {
                 go_back(gained, through_B, through_A, last, h[j], decay[j], i, first + j, pass);
                 if (!B_FIXED) Pairs(gained).sum_channels(d_B, weights, row == j);
             }
-            keep_sums(first + four, through_B, through_A, pass);
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                sums_B[four / 4][half] = sum_over_lanes(through_B[half]);
+                sums_A[four / 4][half] = LN_2 * sum_over_lanes(through_A[half]);
+            }
         }
+        sync_warp();  // all lanes have read what gives way to the sums
+        keep_sums(first, sums_B, sums_A, pass);
         if (HAS_Z) keep_y(first, y, pass);
         if (MAPS_VARY) keep_maps(sub, d_B, d_C);
     }
@@ -390,14 +400,15 @@ struct Backward {
     __device__ __forceinline__ void go_back(
         States& gained, float (&through_B)[2][4], float (&through_A)[2][4], const States& last, const States& h,
         const States& decay, int i, int t, int pass) {
-        float steps[2][2];
+        float steps[2][2], dys[2];
         States B, C;
         read_steps(steps, t);
+        read(dys, &shared.dy[t][place(0)]);
         read_B(B, t, pass);
         read_C(C, t, pass);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const float dt = steps[half][0], input = steps[half][1], dy = shared.grad[t][place(half)][0];
+            const float dt = steps[half][0], input = steps[half][1], dy = dys[half];
             through_B[half][i] = through_A[half][i] = 0.0f;
 #pragma unroll
             for (int s = 0; s < 4; s++) {
@@ -448,21 +459,22 @@ struct Backward {
         }
     }
 
-    // The sums over states of four tokens, one a column of lanes; all lanes have read what gives way to them.
-    __device__ __forceinline__ void keep_sums(int first, float (&through_B)[2][4], float (&through_A)[2][4], int pass) {
-        sync_warp();
-        const int t = first + column;
+    // The sums over states of a run: a lane has, of its two channels, the tokens column and column + 4.
+    __device__ __forceinline__ void keep_sums(
+        int first, const float (&sums_B)[SUB / 4][2], const float (&sums_A)[SUB / 4][2], int pass) {
         const bool add = !IN_PLACE && pass > 0;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const int c = place(half);
-            const float from_B = sum_over_lanes(through_B[half]), from_A = LN_2 * sum_over_lanes(through_A[half]);
-            sum_B(t, c) = add ? sum_B(t, c) + from_B : from_B;
-            sum_A(t, c) = add ? sum_A(t, c) + from_A : from_A;
-        }
+        for (int i = 0; i < SUB / 4; i++)
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float& to_B = sum_B(first + column + 4 * i, place(half));
+                float& to_A = sum_A(first + column + 4 * i, place(half));
+                to_B = add ? to_B + sums_B[i][half] : sums_B[i][half];
+                to_A = add ? to_A + sums_A[i][half] : sums_A[i][half];
+            }
     }
 
-    // y of a run, of which a lane has its channels' tokens 2 column and the next; all lanes have read dy.
+    // y of a run: a lane has, of its two channels, the tokens 2 column and the next.
     __device__ __forceinline__ void keep_y(int first, const float (&y)[4], int pass) {
         const bool add = !IN_PLACE && pass > 0;
 #pragma unroll
@@ -621,7 +633,7 @@ struct Backward {
                     read_C(C, t, pass);
 #pragma unroll
                     for (int half = 0; half < 2; half++) {
-                        const float dt = shared.step[t][place(half)][0], dy = shared.grad[t][place(half)][0];
+                        const float dt = shared.step[t][place(half)][0], dy = shared.dy[t][place(half)];
 #pragma unroll
                         for (int s = 0; s < 4; s++) {
                             float& at = g[pass][half][s];

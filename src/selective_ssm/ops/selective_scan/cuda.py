@@ -18,6 +18,9 @@ from selective_ssm.ops import nvrtc
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from selective_ssm.ops.selective_scan.operands import count_groups
 from selective_ssm.ops.selective_scan.plan import CHUNK, STATES, THREADS, Plan, plan_backward, plan_forward, slots
+from selective_ssm.ops.selective_scan.step_cuda import step
+
+__all__ = ["backward", "forward", "saved_shape", "step"]
 
 _FOLDER = Path(__file__).parent
 _WORDS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -141,7 +144,7 @@ def _parts(kind: _Kind) -> int:
 def _kernel(source: str, name: str, kind: _Kind, plan: Plan, device: int) -> nvrtc.Kernel:
     if source == "forward.cu":
         shared = _forward_shared(kind, plan)
-        extra = (("STEPS", plan.steps), ("UNROLLED", 4), ("MIN_BLOCKS", 4 if kind.passes == 1 and kind.u.itemsize == 2 else 1))
+        extra = (("STEPS", plan.steps), ("UNROLLED", 8), ("MIN_BLOCKS", 4 if kind.passes == 1 and kind.u.itemsize == 2 else 1))
     else:
         shared = _backward_shared(kind, plan)
         extra = (("PARTS", _parts(kind)), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))

@@ -5,7 +5,7 @@
 // and inputs of the next tile are worked out, by threads that take 8 neighbouring channels of a token each. What they need
 // has been on its way from memory since the tile before.
 //
-// Macros: STEPS (tokens a tile), UNROLLED (of them, written out one after the other).
+// Macros: STEPS (tokens a tile), UNROLLED (of them, those whose sums are written together).
 
 #include "scan.cuh"
 
@@ -54,6 +54,17 @@ template <class T> struct Tile {
     }
 };
 
+// A thread's octets of the maps of a tile: half of the threads bring B, half C.
+struct Maps {
+    static constexpr int TURNS = (STEPS + 31) / 32;
+    Octet<B_MAP, MAPS_ALIGNED> B[TURNS];
+    Octet<C_MAP, MAPS_ALIGNED> C[TURNS];
+
+    static __device__ __forceinline__ bool is_B() { return threadIdx.x < THREADS / 2; }
+    static __device__ __forceinline__ int half() { return threadIdx.x % 2; }
+    static __device__ __forceinline__ int row(int i) { return (threadIdx.x % (THREADS / 2) + i * THREADS / 2) / 2; }
+};
+
 template <bool SUMMARY> struct Scan {
     const Parameters& p;
     Shared& shared;
@@ -70,6 +81,7 @@ template <bool SUMMARY> struct Scan {
     Tile<U> next_u, this_u;
     Tile<DELTA> next_delta;
     Tile<Z> next_z, this_z;
+    Maps maps;
     float A[PASSES][PER_LANE];  // in units of log2
     float h[PASSES][PER_LANE];
     float fixed_B[PASSES][PER_LANE], fixed_C[PASSES][PER_LANE];
@@ -121,24 +133,35 @@ template <bool SUMMARY> struct Scan {
         }
     }
 
-    // The maps of a tile, 16 states of them, in fp32 where each lane reads its own: a thread an octet.
-    __device__ __forceinline__ void widen(int64 from, int pass) {
-        for (int i = threadIdx.x; i < 4 * STEPS; i += THREADS) {
-            if (i < 2 * STEPS && !B_FIXED) widen(p.B, p.B_stride, from, pass, i, 0);
-            if (i >= 2 * STEPS && !C_FIXED && !SUMMARY) widen(p.C, p.C_stride, from, pass, i - 2 * STEPS, PER_LANE);
+    // The maps of a tile, 16 states of them: on their way from memory; then in fp32 where each lane reads its own.
+    __device__ __forceinline__ void fetch_maps(int64 from, int pass) {
+        const int n = pass * STATES + Maps::half() * 8;
+        const auto B = rows_of(p.B, p.B_stride, piece, p.reverse, group, n);
+        const auto C = rows_of(p.C, p.C_stride, piece, p.reverse, group, n);
+#pragma unroll
+        for (int i = 0; i < Maps::TURNS; i++) {
+            const int64 token = from + Maps::row(i);
+            const int there = token < piece.length && Maps::row(i) < STEPS ? N - n : 0;
+            if (!B_FIXED && Maps::is_B()) maps.B[i].fetch(B.at(token), there);
+            if (!C_FIXED && !SUMMARY && !Maps::is_B()) maps.C[i].fetch(C.at(token), there);
         }
     }
-    template <class T>
-    __device__ __forceinline__ void widen(const T* map, Strides s, int64 from, int pass, int i, int offset) {
-        const int t = i / 2, half = i % 2, n = pass * STATES + half * 8;
-        const Rows<const T> rows = rows_of(map, s, piece, p.reverse, group, n);
-        Octet<T, MAPS_ALIGNED> raw;
-        raw.fetch(rows.at(from + t), from + t < piece.length ? N - n : 0);
-        float x[8];
-        raw.get(x);
-        float* to = &shared.maps[t][0][0] + map_start(half) + offset;
+    __device__ __forceinline__ void widen_maps() {
 #pragma unroll
-        for (int k = 0; k < 8; k++) to[map_offset(k)] = x[k];
+        for (int i = 0; i < Maps::TURNS; i++) {
+            const int t = Maps::row(i);
+            if (STEPS < 32 && t >= STEPS) continue;
+            float* to = &shared.maps[t][0][0] + map_start(Maps::half());
+            float x[8];
+            if (!B_FIXED && Maps::is_B()) {
+                maps.B[i].get(x);
+                write_map(to, x);
+            }
+            if (!C_FIXED && !SUMMARY && !Maps::is_B()) {
+                maps.C[i].get(x);
+                write_map(to + PER_LANE, x);
+            }
+        }
     }
 
     __device__ __forceinline__ void finish(int64 from) {
@@ -191,13 +214,17 @@ template <bool SUMMARY> struct Scan {
     __device__ __forceinline__ void run() {
         begin();
         if (piece.length > 0) fetch(0);
+        if (PASSES == 1 && piece.length > 0) fetch_maps(0, 0);
         sync_block();
         for (int64 from = 0; from < piece.length; from += STEPS) {
             prepare(from);
-            if (from + STEPS < piece.length) fetch(from + STEPS);
+            const bool more = from + STEPS < piece.length;
+            if (more) fetch(from + STEPS);
             for (int pass = 0; pass < PASSES; pass++) {
                 if (pass > 0) sync_block();  // all have read the maps of the pass before
-                widen(from, pass);
+                if (PASSES > 1) fetch_maps(from, pass);
+                widen_maps();
+                if (PASSES == 1 && more) fetch_maps(from + STEPS, 0);
                 sync_block();
                 if (!SUMMARY) keep(piece.from + from, pass);
                 scan_tile(h[pass], A[pass], fixed_B[pass], fixed_C[pass], pass);
@@ -220,34 +247,56 @@ template <bool SUMMARY> struct Scan {
         write_states(p.kept + (index * p.channels + channel) * N, h[pass], pass * STATES + lane * PER_LANE, present);
     }
 
+    // What a lane needs of a token. It is read a token ahead, and sums are written a run of tokens late, since the compiler
+    // moves no read of shared memory over a write.
+    struct Step {
+        float dt, input;
+        float maps[2 * PER_LANE];
+
+        __device__ __forceinline__ Step(const Shared& shared, int t, int place, int lane) {
+            float pair[2];
+            read(pair, shared.step[t][place]);
+            read(maps, shared.maps[t][lane]);
+            dt = pair[0];
+            input = pair[1];
+        }
+    };
+
     // Advances 16 states of each channel over a tile.
     __device__ __forceinline__ void scan_tile(
         float (&h)[PER_LANE], const float (&A)[PER_LANE], const float (&fixed_B)[PER_LANE],
         const float (&fixed_C)[PER_LANE], int pass) {
-        constexpr int GROUPS_UNROLLED = UNROLLED > LANES ? UNROLLED / LANES : 1;
-#pragma unroll GROUPS_UNROLLED
-        for (int base = 0; base < STEPS; base += LANES) {
-            float y[LANES];
+        constexpr int RUN = UNROLLED > LANES ? UNROLLED : LANES;
+        Step next(shared, 0, place, lane);
+#pragma unroll 1
+        for (int base = 0; base < STEPS; base += RUN) {
+            float y[RUN];
 #pragma unroll
-            for (int j = 0; j < LANES; j++) {
-                const int t = base + j;
-                float step[2], maps[2 * PER_LANE];
-                read(step, shared.step[t][place]);
-                read(maps, shared.maps[t][lane]);
+            for (int j = 0; j < RUN; j++) {
+                const Step step = next;
+                next = Step(shared, min(base + j + 1, STEPS - 1), place, lane);
                 y[j] = 0.0f;
 #pragma unroll
                 for (int r = 0; r < PER_LANE; r++) {
-                    const float x = step[0] * A[r], decay = exp2_fast(x);
-                    const float drive = ZOH ? step[1] * hold<U>(x, decay, step[0], LOG2_E / A[r]) : step[1];
-                    h[r] = fmaf(decay, h[r], drive * (B_FIXED ? fixed_B[r] : maps[r]));
-                    if (!SUMMARY) y[j] = fmaf(C_FIXED ? fixed_C[r] : maps[PER_LANE + r], h[r], y[j]);
+                    const float x = step.dt * A[r], decay = exp2_fast(x);
+                    const float drive = ZOH ? step.input * hold<U>(x, decay, step.dt, LOG2_E / A[r]) : step.input;
+                    h[r] = fmaf(decay, h[r], drive * (B_FIXED ? fixed_B[r] : step.maps[r]));
+                    if (!SUMMARY) y[j] = fmaf(C_FIXED ? fixed_C[r] : step.maps[PER_LANE + r], h[r], y[j]);
                 }
-                if (SUMMARY && pass == 0) time += step[0];
+                if (SUMMARY && pass == 0) time += step.dt;
             }
-            if (!SUMMARY) {
-                const float sum = sum_over_lanes(y);
-                float& to = shared.y[base + lane][place];
-                to = pass == 0 ? sum : to + sum;
+            if (SUMMARY) continue;
+#pragma unroll
+            for (int group = 0; group < RUN; group += LANES) {
+                float of_group[LANES];
+#pragma unroll
+                for (int j = 0; j < LANES; j++) of_group[j] = y[group + j];
+                y[group] = sum_over_lanes(of_group);
+            }
+#pragma unroll
+            for (int group = 0; group < RUN; group += LANES) {
+                float& to = shared.y[base + group + lane][place];
+                to = pass == 0 ? y[group] : to + y[group];
             }
         }
     }

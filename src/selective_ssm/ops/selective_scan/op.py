@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selective_ssm.ops import checks
 from selective_ssm.ops.operator import Operator
-from selective_ssm.ops.selective_scan import reference
+from selective_ssm.ops.selective_scan import cuda, reference
 from selective_ssm.ops.selective_scan.arguments import check_scan, check_step
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options, StepInputs
 
@@ -28,7 +28,7 @@ def _zero_state(inputs: Inputs, rows: int) -> Tensor:
     return inputs.A.new_zeros(rows, *inputs.A.shape)
 
 
-_SCAN = Operator("selective_scan", Inputs, StepInputs, Options, _zero_state, {"reference": reference})
+_SCAN = Operator("selective_scan", Inputs, StepInputs, Options, _zero_state, {"cuda": cuda, "reference": reference})
 
 
 def selective_scan(

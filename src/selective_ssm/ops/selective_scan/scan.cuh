@@ -179,9 +179,18 @@ struct Task {
 };
 
 // Where in shared memory the states of octet `half` of a token's map begin, so that each lane reads its states of B and then
-// of C in one run; state k of the octet follows at map_offset(k).
+// of C in one run.
 __device__ __forceinline__ int map_start(int half) { return PER_LANE == 16 ? 8 * half : 16 * half; }
-__device__ __forceinline__ constexpr int map_offset(int k) { return k / PER_LANE * 2 * PER_LANE + k % PER_LANE; }
+__device__ __forceinline__ void write_map(float* to, const float (&x)[8]) {
+    constexpr int WIDTH = PER_LANE > 8 ? 8 : PER_LANE;  // states of the octet that a lane reads together
+#pragma unroll
+    for (int k = 0; k < 8; k += WIDTH) {
+        float part[WIDTH];
+#pragma unroll
+        for (int i = 0; i < WIDTH; i++) part[i] = x[k + i];
+        write(to + 2 * k, part);
+    }
+}
 
 // Sums over COUNT neighbouring lanes of one number a step, COUNT steps at a time: lane s of them gets the sum of x[s].
 template <int COUNT> __device__ __forceinline__ float sum_over_lanes(float (&x)[COUNT]) {
