@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import re
 import subprocess
 import sys
@@ -18,30 +19,31 @@ import pytest
 import torch
 
 from selective_ssm.errors import MissingPackage
-from selective_ssm.ops import cubin_cache, driver, nvrtc
+from selective_ssm.ops import (
+    add_rms_norm,
+    causal_conv1d,
+    causal_conv1d_step,
+    cubin_cache,
+    driver,
+    nvrtc,
+    selective_scan,
+    selective_scan_step,
+)
+from selective_ssm.ops.add_rms_norm import cuda as add_rms_norm_cuda
+from selective_ssm.ops.causal_conv1d import cuda as causal_conv1d_cuda
+from selective_ssm.ops.selective_scan import cuda as selective_scan_cuda
+from selective_ssm.ops.selective_scan import step_cuda as selective_scan_step_cuda
+from tests.ops.cases import ScanCase
+from tests.ops.wanted import wanted_by
 
 needs_nvrtc = pytest.mark.skipif(nvrtc._absent() is not None, reason=str(nvrtc._absent()))
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device")
 
 ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 OPS = Path(nvrtc.__file__).parent
+BACKENDS = (add_rms_norm_cuda, causal_conv1d_cuda, selective_scan_cuda, selective_scan_step_cuda)
 
-SCAN = {"N": 16, "HAS_Z": 1, "SOFTPLUS": 1, "ZOH": 0, "B_FIXED": 0, "C_FIXED": 0, "LANES": 8}  # many lanes compile fast
-SCAN |= dict.fromkeys(("U", "DELTA", "Z", "B_MAP", "C_MAP"), "bf16")
-NORM = {"WIDTH": 768, "THREADS": 96, "VECTORS": 1, "SHARES_GRADIENT": 0}
-NORM |= {"BRANCH": "bf16", "STREAM": "float", "WEIGHT": "float", "OUTPUT": "bf16"}
-CONVOLUTION = {"WIDTH": 4, "SILU": 1, "THREADS": 128, "CHANNELS": 8, "UNROLL": 4, "MIN_BLOCKS": 1}
-CONVOLUTION |= {"X_TYPE": "bf16", "WEIGHT_TYPE": "float", "BIAS_TYPE": "float", "STATE_TYPE": "float"}
-# For each source that ships, what it is compiled for here.
-CONFIGURATIONS: dict[str, list[dict[str, str | int]]] = {
-    "add_rms_norm/kernel.cu": [NORM],
-    "causal_conv1d/kernel.cu": [CONVOLUTION | {"BACKWARD": backward} for backward in (0, 1)],
-    "causal_conv1d/step.cu": [CONVOLUTION],
-    "selective_scan/forward.cu": [SCAN | {"STEPS": 64, "MIN_BLOCKS": 4}],
-    "selective_scan/backward.cu": [SCAN | {"PARTS": 1, "MIN_BLOCKS": 2}],
-    "selective_scan/sum.cu": [{}],
-}
-COMPILED = [(source, defines) for source, several in CONFIGURATIONS.items() for defines in several]
+SOURCES = sorted(str(path.relative_to(OPS)) for path in OPS.rglob("*.cu"))
 
 ADD = """#include "device.cuh"
 
@@ -155,16 +157,33 @@ def test_the_header_compiles_for_every_architecture(source: Path, arch: str) -> 
     assert b"add" in cubin
 
 
+@functools.cache
+def configurations() -> dict[str, set[nvrtc.Defines]]:
+    """What each source is compiled for where every operator runs in bfloat16, forward, backward and for a token."""
+    tensors, options = ScanCase(channels=64, state=16, groups=1, dtype=torch.bfloat16).arguments()
+    x, now, one = tensors["u"], {name: tensors[name][:, 0] for name in ("u", "delta", "B", "C", "z")}, torch.ones(64)
+    weight, states = torch.ones(64, 4), {16: torch.zeros(2, 64, 16), 3: torch.zeros(2, 64, 3)}
+
+    def call() -> None:
+        selective_scan(**tensors, **options, backend="cuda").backward(x)
+        causal_conv1d(x, weight, one, activation="silu", backend="cuda").backward(x)
+        add_rms_norm(x, x.float(), one, 1e-5, backend="cuda")[0].sum().backward()
+        selective_scan_step(states[16], A=tensors["A"], **now, delta_softplus=True, backend="cuda")
+        causal_conv1d_step(states[3], x[:, 0], weight, one, activation="silu", backend="cuda")
+
+    found: dict[str, set[nvrtc.Defines]] = {}
+    for one_of in wanted_by(call, *BACKENDS):
+        found.setdefault(str(one_of.source.relative_to(OPS)), set()).add(one_of.defines)
+    return found
+
+
 @needs_nvrtc
-@pytest.mark.parametrize(("path", "defines"), COMPILED)
-def test_every_source_compiles_for_every_architecture(path: str, defines: dict[str, str | int]) -> None:
+@pytest.mark.parametrize("path", SOURCES)
+def test_every_source_compiles_for_every_architecture(path: str) -> None:
+    jobs = [(dict(defines), arch) for defines in configurations()[path] for arch in ARCHS]
     with ThreadPoolExecutor(len(ARCHS)) as threads:
-        cubins = list(threads.map(lambda arch: nvrtc.compile(OPS / path, defines, arch), ARCHS))
+        cubins = list(threads.map(lambda job: nvrtc.compile(OPS / path, *job), jobs))
     assert all(cubin.startswith(b"\x7fELF") for cubin in cubins)
-
-
-def test_every_source_is_compiled_here() -> None:
-    assert {str(path.relative_to(OPS)) for path in OPS.rglob("*.cu")} == set(CONFIGURATIONS)
 
 
 @needs_nvrtc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,32 @@ LOW_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
-def shape(name: str, x: Tensor, legend: str, sizes: dict[str, int]) -> None:
-    """Compares a shape with a legend such as "B L D"; a letter met for the first time takes its size from `x`."""
-    letters = legend.split()
-    if x.dim() == len(letters) and all(sizes.setdefault(k, n) == n for k, n in zip(letters, x.shape, strict=True)):
+Sizes = Sequence[int | None]
+"""Of each axis; None for one that may have any."""
+
+
+def tensor(
+    name: str, x: Tensor, legend: Sequence[str], sizes: Sizes, dtypes: Iterable[torch.dtype], where: torch.device
+) -> None:
+    """Compares a tensor with what is expected: axes, called as in a legend such as "BLD", dtype and device."""
+    if x.shape == sizes and x.dtype in dtypes and x.device == where:  # words only where something is wrong
         return
-    known = ", ".join(f"{k} = {sizes[k]}" for k in letters if k in sizes)
-    expected = f"({', '.join(letters)})" + (f" with {known}" if known else "")
+    shape(name, x, legend, sizes)
+    dtype(name, x, dtypes)
+    device(name, x, where)
+
+
+def sizes_of(x: Tensor, axes: int) -> Sizes:
+    """The sizes of a tensor of so many axes, for a legend whose letters it is the first to have."""
+    return x.shape if x.dim() == axes else (None,) * axes
+
+
+def shape(name: str, x: Tensor, legend: Sequence[str], sizes: Sizes) -> None:
+    """Compares a shape with the sizes of a legend's letters."""
+    if x.dim() == len(sizes) and all(size in (None, n) for size, n in zip(sizes, x.shape, strict=True)):
+        return
+    known = ", ".join(f"{k} = {size}" for k, size in zip(legend, sizes, strict=True) if size is not None)
+    expected = f"({', '.join(legend)})" + (f" with {known}" if known else "")
     raise ValueError(f"{name} has shape {tuple(x.shape)}; expected {expected}")
 
 
@@ -38,7 +57,7 @@ def device(name: str, x: Tensor, expected: torch.device) -> None:
 
 def channel_last(name: str, x: Tensor) -> None:
     """Asks for a unit stride in the last axis, which kernels read as it lies in memory."""
-    if x.shape[-1] > 1 and x.stride(-1) != 1:
+    if x.stride(-1) != 1 and x.shape[-1] > 1:
         raise ValueError(f"{name} has stride {x.stride(-1)} along its last axis; expected 1: call .contiguous() first")
 
 
@@ -76,14 +95,13 @@ def state_indices(indices: Tensor, batch: int, slots: int) -> None:
         raise ValueError(f"state_indices is {_head(indices.tolist())}; expected a different slot for each row")
 
 
-def autocast(x: Tensor | None, sequence: Tensor) -> Any:
+def autocast(sequence: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
     """Casts what may be in low precision to the autocast dtype, where autocast is on for the sequence's device."""
-    kind = sequence.device.type
-    if x is None or x.is_complex() or sequence.dtype == torch.float64 or sequence.is_meta:
-        return x
-    if not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
+    tensors = (sequence, *others)
+    if sequence.dtype == torch.float64 or sequence.is_meta or not torch.is_autocast_enabled(sequence.device.type):
+        return tensors
+    dtype = torch.get_autocast_dtype(sequence.device.type)
+    return tuple(x if x is None or x.is_complex() else x.to(dtype) for x in tensors)
 
 
 def out_of_range(indices: Tensor, size: int) -> int | None:

@@ -60,9 +60,9 @@ def choose(case: Case, backend: str | None = None, environment: Mapping[str, str
             is never taken in its place.
     """
     backend = backend or environment.get("SELECTIVE_SSM_BACKEND") or None
-    reasons = explain(case)
     if backend is None:
-        return next(name for name, reason in reasons.items() if reason is None)
+        return next(name for name, reason in BACKENDS.items() if reason(case) is None)
+    reasons = explain(case)
     if backend not in reasons:
         hint = nearest(backend, reasons)
         raise UserError(f"backend {backend!r} does not exist{hint}; expected one of {', '.join(map(repr, reasons))}")

@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops.dispatch import Case, choose
+from selective_ssm.ops.registration import call, define, differentiate
 
-_LIBRARY = torch.library.Library("selective_ssm", "DEF")
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -58,7 +57,7 @@ class Operator:
 
     Its arguments are three NamedTuples. `inputs` are the tensors: the sequence first, `initial_state` among them, and
     `cu_seqlens`, the one that is not differentiable, last; `step_inputs` those of a step; `options` the rest.
-    `state_like` makes the zero state of so many rows.
+    `state_like` makes the zero state of so many rows; `is_complex` says whether a call's state is complex.
     """
 
     def __init__(
@@ -68,11 +67,13 @@ class Operator:
         step_inputs: type[Any],
         options: type[Any],
         state_like: Callable[[Any, int], Tensor],
+        is_complex: Callable[[Any], bool],
         backends: Mapping[str, Backend],
     ) -> None:
         self.name, self.backends = name, backends
         self._inputs, self._step_inputs, self._options = inputs, step_inputs, options
-        self._state_like = state_like
+        self._counts = len(inputs._fields), len(step_inputs._fields), len(options._fields)
+        self._state_like, self._is_complex = state_like, is_complex
         self._register()
 
     def __call__(
@@ -80,49 +81,41 @@ class Operator:
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The output, with the final state where it is asked for."""
         save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-        call = getattr(torch.ops.selective_ssm, self.name)
-        out, final_state, _ = call(*inputs, *options, return_final_state, save, backend)
+        out, final_state, _ = call(self._operator, save, *inputs, *options, return_final_state, save, backend)
         return (out, final_state) if return_final_state else out
 
     def step(
         self, state: Tensor, inputs: Any, options: Any, state_indices: Tensor | None, backend: str | None
     ) -> Tensor:
         """One token's output; `state` is updated in place."""
-        call = getattr(torch.ops.selective_ssm, f"{self.name}_step")
+        if not torch.is_grad_enabled():
+            return self._step_operator(state, *inputs, *options, state_indices, backend)
         with torch.no_grad():
-            return call(state, *inputs, *options, state_indices, backend)
+            return self._step_operator(state, *inputs, *options, state_indices, backend)
 
     def _register(self) -> None:
         name, options = self.name, _schema(self._options)
         inputs, step_inputs = _schema(self._inputs), _schema(self._step_inputs)
         gradients = ", ".join(["Tensor"] * (len(self._inputs._fields) - 1))
-        self._define(
+        self._operator = define(
             f"{name}({inputs}, {options}, bool return_final_state, bool save, str? backend)"
             " -> (Tensor out, Tensor final_state, Tensor saved)",
             self._forward,
             self._fake_forward,
         )
-        self._define(
+        self._backward_operator = define(
             f"{name}_backward(Tensor d_out, Tensor? d_final, Tensor saved, {inputs}, {options}, str? backend)"
             f" -> ({gradients})",
             self._backward,
             self._fake_backward,
         )
-        self._define(
+        self._step_operator = define(
             f"{name}_step(Tensor(a!) state, {step_inputs}, {options}, Tensor? state_indices, str? backend) -> Tensor",
             self._step,
             self._fake_step,
         )
-        torch.library.register_autograd(
-            f"selective_ssm::{name}", self._differentiate, setup_context=self._remember, lib=_LIBRARY
-        )
-        torch.library.register_autograd(f"selective_ssm::{name}_backward", self._refuse_twice, lib=_LIBRARY)
-
-    def _define(self, schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-        name = schema.partition("(")[0]
-        _LIBRARY.define(schema, tags=_TAGS)
-        _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"selective_ssm::{name}", fake, lib=_LIBRARY)
+        differentiate(self._operator, self._differentiate, self._remember)
+        differentiate(self._backward_operator, self._refuse_twice)
 
     def _forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         inputs, options, (return_final_state, save, backend) = self._split(arguments)
@@ -157,7 +150,7 @@ class Operator:
 
     def _step(self, state: Tensor, *arguments: Any) -> Tensor:
         *rest, state_indices, backend = arguments
-        n = len(self._step_inputs._fields)
+        _, n, _ = self._counts
         inputs, options = self._step_inputs(*rest[:n]), self._options(*rest[n:])
         return self._choose("_step", inputs, backend).step(state, inputs, options, state_indices).contiguous()
 
@@ -172,11 +165,10 @@ class Operator:
 
     def _differentiate(self, ctx: Any, d_out: Tensor | None, d_final: Tensor | None, _: Tensor | None) -> Any:
         saved, *tensors = ctx.saved_tensors
-        inputs = self._inputs(*tensors)
         d_out = torch.zeros_like(tensors[0]) if d_out is None else d_out
         d_final = d_final if ctx.has_final_state else None
-        call = getattr(torch.ops.selective_ssm, f"{self.name}_backward")
-        gradients = call(d_out, d_final, saved, *inputs, *ctx.options, ctx.backend)
+        arguments = (d_out, d_final, saved, *tensors, *ctx.options, ctx.backend)
+        gradients = call(self._backward_operator, torch.is_grad_enabled(), *arguments)
         present = [None if x is None else gradient for x, gradient in zip(tensors[:-1], gradients, strict=True)]
         others = len(["cu_seqlens"]) + len(ctx.options) + len(["return_final_state", "save", "backend"])
         return (*present, *[None] * others)
@@ -186,13 +178,11 @@ class Operator:
 
     def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]]:
         """The flat arguments of a registered operator as (inputs, options, flags)."""
-        n = len(self._inputs._fields)
-        m = n + len(self._options._fields)
-        return self._inputs(*arguments[:n]), self._options(*arguments[n:m]), arguments[m:]
+        n, _, m = self._counts
+        return self._inputs(*arguments[:n]), self._options(*arguments[n : n + m]), arguments[n + m :]
 
     def _choose(self, suffix: str, inputs: Any, backend: str | None) -> Backend:
-        complex_state = any(x is not None and x.is_complex() for x in inputs)
-        case = Case(self.name + suffix, inputs[0].device.type, inputs[0].dtype, complex_state)
+        case = Case(self.name + suffix, inputs[0].device.type, inputs[0].dtype, self._is_complex(inputs))
         return self.backends[choose(case, backend)]
 
     def _hand_through(self, inputs: Any) -> tuple[Tensor, Tensor]:

@@ -11,43 +11,41 @@ from selective_ssm.ops.causal_conv1d.inputs import Inputs, StepInputs
 
 def check_conv(inputs: Inputs, activation: str | None) -> None:
     """Raises ValueError or TypeError where the arguments of `causal_conv1d` do not fit together."""
-    x, cu_seqlens = inputs.x, inputs.cu_seqlens
-    sizes = _check_common(inputs, "B L D", activation)
+    x, weight, _, initial_state, cu_seqlens = inputs
+    kinds = _check_common(inputs, "BLD", activation)
+    batch, length, channels = x.shape
     if cu_seqlens is not None:
         checks.device("cu_seqlens", cu_seqlens, x.device)
-        checks.cu_seqlens(cu_seqlens, sizes["B"], sizes["L"])
-        sizes["S"] = cu_seqlens.shape[0] - 1
-    if inputs.initial_state is not None:
-        legend = "B D H" if cu_seqlens is None else "S D H"
-        _check_tensor("initial_state", inputs.initial_state, legend, sizes | {"H": sizes["K"] - 1}, x)
+        checks.cu_seqlens(cu_seqlens, batch, length)
+    if initial_state is not None:
+        first, rows = ("B", batch) if cu_seqlens is None else ("S", cu_seqlens.shape[0] - 1)
+        sizes = (rows, channels, weight.shape[1] - 1)
+        checks.tensor("initial_state", initial_state, (first, "D", "H"), sizes, kinds, x.device)
 
 
 def check_step(state: Tensor, inputs: StepInputs, state_indices: Tensor | None, activation: str | None) -> None:
     """Raises ValueError or TypeError where the arguments of `causal_conv1d_step` do not fit together."""
-    sizes = _check_common(inputs, "B D", activation)
-    sizes["H"] = sizes["K"] - 1
-    _check_tensor("state", state, "B D H" if state_indices is None else "slots D H", sizes, inputs.x)
+    x, weight, _ = inputs
+    kinds = _check_common(inputs, "BD", activation)
+    batch, channels = x.shape
+    first, rows = ("B", batch) if state_indices is None else ("slots", checks.sizes_of(state, 3)[0])
+    checks.tensor("state", state, (first, "D", "H"), (rows, channels, weight.shape[1] - 1), kinds, x.device)
     if state_indices is not None:
-        checks.device("state_indices", state_indices, inputs.x.device)
-        checks.state_indices(state_indices, sizes["B"], sizes["slots"])
+        checks.device("state_indices", state_indices, x.device)
+        checks.state_indices(state_indices, batch, state.shape[0])
 
 
-def _check_common(inputs: Inputs | StepInputs, sequence: str, activation: str | None) -> dict[str, int]:
-    """Checks what a convolution and a step share, and returns the sizes found."""
-    sizes: dict[str, int] = {}
-    _check_tensor("x", inputs.x, sequence, sizes, inputs.x)
-    checks.channel_last("x", inputs.x)
-    _check_tensor("weight", inputs.weight, "D K", sizes, inputs.x)
-    if sizes["K"] == 0:
+def _check_common(inputs: Inputs | StepInputs, legend: str, activation: str | None) -> tuple[torch.dtype, ...]:
+    """Checks what a convolution and a step share; returns the dtypes that are accepted."""
+    x, weight, bias, *_ = inputs
+    kinds = (torch.float64,) if x.dtype == torch.float64 else checks.LOW_AND_SINGLE
+    checks.tensor("x", x, legend, checks.sizes_of(x, len(legend)), kinds, x.device)
+    checks.channel_last("x", x)
+    channels, (_, width) = x.shape[-1], checks.sizes_of(weight, 2)
+    checks.tensor("weight", weight, "DK", (channels, width), kinds, x.device)
+    if width == 0:
         raise ValueError("weight has shape (D, 0); expected a filter of at least one tap")
-    if inputs.bias is not None:
-        _check_tensor("bias", inputs.bias, "D", sizes, inputs.x)
+    if bias is not None:
+        checks.tensor("bias", bias, "D", (channels,), kinds, x.device)
     checks.choice("activation", activation, (None, "silu"))
-    return sizes
-
-
-def _check_tensor(name: str, tensor: Tensor, legend: str, sizes: dict[str, int], x: Tensor) -> None:
-    checks.shape(name, tensor, legend, sizes)
-    wide = x.dtype == torch.float64
-    checks.dtype(name, tensor, (torch.float64,) if wide else checks.LOW_AND_SINGLE)
-    checks.device(name, tensor, x.device)
+    return kinds

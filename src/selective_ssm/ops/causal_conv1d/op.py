@@ -21,7 +21,13 @@ def _zero_state(inputs: Inputs, rows: int) -> Tensor:
     return inputs.x.new_zeros(rows, channels, width - 1)
 
 
-_CONV = Operator("causal_conv1d", Inputs, StepInputs, Options, _zero_state, {"cuda": cuda, "reference": reference})
+def _is_complex(inputs: Inputs | StepInputs) -> bool:
+    return False
+
+
+_CONV = Operator(
+    "causal_conv1d", Inputs, StepInputs, Options, _zero_state, _is_complex, {"cuda": cuda, "reference": reference}
+)
 
 
 def causal_conv1d(
@@ -67,7 +73,8 @@ def causal_conv1d(
         tensor([ 1., 12., 23., 34.])
     """
     check_conv(Inputs(x, weight, bias, initial_state, cu_seqlens), activation)
-    inputs = Inputs(checks.autocast(x, x), weight, bias, initial_state, cu_seqlens)
+    (x,) = checks.autocast(x)
+    inputs = Inputs(x, weight, bias, initial_state, cu_seqlens)
     return _CONV(inputs, Options(activation, reverse), return_final_state, backend)
 
 
@@ -109,5 +116,6 @@ def causal_conv1d_step(
         [1.0, 12.0]
     """
     check_step(state, StepInputs(x, weight, bias), state_indices, activation)
-    inputs = StepInputs(checks.autocast(x, x), weight, bias)
+    (x,) = checks.autocast(x)
+    inputs = StepInputs(x, weight, bias)
     return _CONV.step(state, inputs, Options(activation, False), state_indices, backend)

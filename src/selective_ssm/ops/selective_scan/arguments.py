@@ -6,85 +6,82 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import checks
+from selective_ssm.ops.checks import Sizes
 from selective_ssm.ops.selective_scan.inputs import Inputs, StepInputs
+
+_DOUBLE = (torch.float64,)
+_RATES = (torch.float32, torch.complex64)
+_DOUBLE_RATES = (torch.float64, torch.complex128)
 
 
 def check_scan(inputs: Inputs, discretization: str) -> None:
     """Raises ValueError or TypeError where the arguments of `selective_scan` do not fit together."""
     u, A, cu_seqlens, initial_state = inputs.u, inputs.A, inputs.cu_seqlens, inputs.initial_state
-    sizes = _check_common(inputs, "B L D", "B L G N", discretization)
+    _check_common(inputs, "BLD", discretization)
+    batch, length, _ = u.shape
     if cu_seqlens is not None:
         checks.device("cu_seqlens", cu_seqlens, u.device)
-        checks.cu_seqlens(cu_seqlens, sizes["B"], sizes["L"])
-        sizes["S"] = cu_seqlens.shape[0] - 1
+        checks.cu_seqlens(cu_seqlens, batch, length)
     if initial_state is not None:
-        checks.shape("initial_state", initial_state, "B D N" if cu_seqlens is None else "S D N", sizes)
-        checks.dtype("initial_state", initial_state, (A.dtype,))
-        checks.device("initial_state", initial_state, u.device)
+        first, rows = ("B", batch) if cu_seqlens is None else ("S", cu_seqlens.shape[0] - 1)
+        checks.tensor("initial_state", initial_state, (first, "D", "N"), (rows, *A.shape), (A.dtype,), u.device)
 
 
 def check_step(state: Tensor, inputs: StepInputs, state_indices: Tensor | None, discretization: str) -> None:
     """Raises ValueError or TypeError where the arguments of `selective_scan_step` do not fit together."""
-    u = inputs.u
-    sizes = _check_common(inputs, "B D", "B G N", discretization)
-    checks.shape("state", state, "B D N" if state_indices is None else "slots D N", sizes)
-    checks.dtype("state", state, (inputs.A.dtype,))
-    checks.device("state", state, u.device)
+    u, A = inputs.u, inputs.A
+    _check_common(inputs, "BD", discretization)
+    first, rows = ("B", u.shape[0]) if state_indices is None else ("slots", checks.sizes_of(state, 3)[0])
+    checks.tensor("state", state, (first, "D", "N"), (rows, *A.shape), (A.dtype,), u.device)
     if state_indices is not None:
         checks.device("state_indices", state_indices, u.device)
-        checks.state_indices(state_indices, sizes["B"], sizes["slots"])
+        checks.state_indices(state_indices, u.shape[0], state.shape[0])
 
 
-def _check_common(inputs: Inputs | StepInputs, sequence: str, projection: str, discretization: str) -> dict[str, int]:
-    """Checks what a scan and a step share, and returns the sizes found."""
-    u, A = inputs.u, inputs.A
-    real = (torch.float64,) if u.dtype == torch.float64 else checks.LOW_AND_SINGLE
-    rates = (torch.float64, torch.complex128) if u.dtype == torch.float64 else (torch.float32, torch.complex64)
-    sizes: dict[str, int] = {}
-    for name, x in (("u", u), ("delta", inputs.delta), ("z", inputs.z)):
+def _check_common(inputs: Inputs | StepInputs, legend: str, discretization: str) -> None:
+    """Checks what a scan and a step share; `legend` is the sequence's."""
+    u, delta, A, B, C, D, z, delta_bias, *_ = inputs
+    device = u.device
+    real, rates = (_DOUBLE, _DOUBLE_RATES) if u.dtype == torch.float64 else (checks.LOW_AND_SINGLE, _RATES)
+    sizes = checks.sizes_of(u, len(legend))
+    for name, x in (("u", u), ("delta", delta), ("z", z)):
         if x is not None:
-            _check_tensor(name, x, sequence, sizes, real, u)
+            checks.tensor(name, x, legend, sizes, real, device)
             checks.channel_last(name, x)
-    _check_tensor("A", A, "D N", sizes, rates, u)
-    if sizes["N"] == 0:
+    *rows, channels = sizes
+    _, states = checks.sizes_of(A, 2)
+    checks.tensor("A", A, "DN", (channels, states), rates, device)
+    if states == 0:
         raise ValueError("A has shape (D, 0); expected at least one state a channel")
-    for name, x in (("D", inputs.D), ("delta_bias", inputs.delta_bias)):
-        if x is not None:
-            _check_tensor(name, x, "D", sizes, rates[:1], u)
-    groups = [
-        _check_projection(name, x, projection, sizes, (*real, A.dtype) if A.is_complex() else real, u)
-        for name, x in (("B", inputs.B), ("C", inputs.C))
-    ]
-    if None not in groups and groups[0] != groups[1]:
-        raise ValueError(f"B has {groups[0]} groups and C has {groups[1]}; expected the same number")
+    if D is not None:
+        checks.tensor("D", D, "D", (channels,), rates[:1], device)
+    if delta_bias is not None:
+        checks.tensor("delta_bias", delta_bias, "D", (channels,), rates[:1], device)
+    kinds = (*real, A.dtype) if A.is_complex() else real
+    B_groups = _check_map("B", B, legend, rows, A, kinds)
+    C_groups = _check_map("C", C, legend, rows, A, kinds)
+    if B_groups != C_groups and B_groups is not None and C_groups is not None:
+        raise ValueError(f"B has {B_groups} groups and C has {C_groups}; expected the same number")
     checks.choice("discretization", discretization, ("euler", "zoh"))
-    return sizes
 
 
-def _check_tensor(
-    name: str, x: Tensor, legend: str, sizes: dict[str, int], dtypes: tuple[torch.dtype, ...], u: Tensor
-) -> None:
-    checks.shape(name, x, legend, sizes)
-    checks.dtype(name, x, dtypes)
-    checks.device(name, x, u.device)
-
-
-def _check_projection(
-    name: str, x: Tensor, legend: str, sizes: dict[str, int], dtypes: tuple[torch.dtype, ...], u: Tensor
+def _check_map(
+    name: str, x: Tensor, legend: str, rows: list[int], A: Tensor, kinds: tuple[torch.dtype, ...]
 ) -> int | None:
-    """B or C: over time as `legend`, with or without G, or a time-invariant (D, N). Returns G, None for the last."""
-    time_invariant = x.dim() == 2 and (legend != "B G N" or x.shape[0] != sizes["B"])
-    if time_invariant and legend == "B G N" and x.shape[0] != sizes["D"]:
-        raise ValueError(
-            f"{name} has {x.shape[0]} rows; expected B = {sizes['B']} of them, or D = {sizes['D']} for all time"
-        )
-    grouped = x.dim() == len(legend.split())
-    legend = "D N" if time_invariant else legend if grouped else legend.replace(" G", "")
-    _check_tensor(name, x, legend, dict(sizes), dtypes, u)
+    """B or C: a matrix for each of the sequence's rows, in groups or not, or (D, N) for all. Returns G, None for that."""
+    shape, (channels, states) = x.shape, A.shape
+    groups = 1
+    if len(shape) == len(rows) + 2:
+        groups = shape[-2]
+        checks.tensor(name, x, f"{legend[:-1]}GN", (*rows, groups, states), kinds, A.device)
+    elif len(shape) == 2 and [shape[0]] != rows:
+        groups = None
+        if legend == "BD" and shape[0] != channels:
+            raise ValueError(f"{name} has {shape[0]} rows; expected B = {rows[0]} of them, or D = {channels} for all time")
+        checks.tensor(name, x, "DN", (channels, states), kinds, A.device)
+    else:
+        checks.tensor(name, x, f"{legend[:-1]}N", (*rows, states), kinds, A.device)
     checks.channel_last(name, x)
-    if time_invariant:
-        return None
-    groups = x.shape[-2] if grouped else 1
-    if groups == 0 or sizes["D"] % groups:
-        raise ValueError(f"{name} has G = {groups} groups; expected a divisor of D = {sizes['D']}")
+    if groups is not None and (groups == 0 or channels % groups):
+        raise ValueError(f"{name} has G = {groups} groups; expected a divisor of D = {channels}")
     return groups

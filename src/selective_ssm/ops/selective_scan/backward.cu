@@ -214,14 +214,14 @@ struct Backward {
             }
     }
 
-    // Where this thread's octets of a tensor are, from a token on.
-    template <class T> __device__ __forceinline__ Rows<T> octets(T* x, Strides s, const Piece& piece, int64 token) const {
+    // Where this thread's octets of a tensor are, from token `from` on.
+    template <class T> __device__ __forceinline__ Rows<T> octets(T* x, Strides s, const Piece& piece, int64 from) const {
         const Rows<T> rows = rows_of(x, s, piece, p.reverse, 0, block_channel + threadIdx.x % OCTETS * 8);
-        return {rows.at(token), rows.step};
+        return {rows.at(from), rows.step};
     }
-    __device__ __forceinline__ Sources sources(const Piece& piece, int64 token) const {
-        return {octets(p.d_out, p.d_out_stride, piece, token), octets(p.u, p.u_stride, piece, token),
-                octets(p.delta, p.delta_stride, piece, token), octets(p.z, p.z_stride, piece, token)};
+    __device__ __forceinline__ Sources sources(const Piece& piece, int64 from) const {
+        return {octets(p.d_out, p.d_out_stride, piece, from), octets(p.u, p.u_stride, piece, from),
+                octets(p.delta, p.delta_stride, piece, from), octets(p.z, p.z_stride, piece, from)};
     }
 
     // What the sums over states of a token and channel are kept in.
@@ -237,7 +237,7 @@ struct Backward {
         const Sources source = sources(piece, from);
         Raw raw, next;
         source.fetch(next, first, piece.length - from, valid);
-#pragma unroll 1
+#pragma unroll 2
         for (int t = first; t < CHUNK; t += ROWS_APART) {
             raw = next;
             if (t + ROWS_APART < CHUNK) source.fetch(next, t + ROWS_APART, piece.length - from, valid);
@@ -535,7 +535,7 @@ struct Backward {
         float d_skip[8] = {}, d_bias[8] = {};
         Raw raw, next;
         source.fetch(next, first, piece.length - from, valid);
-#pragma unroll 1
+#pragma unroll 2
         for (int t = first; t < CHUNK; t += ROWS_APART) {
             raw = next;
             if (t + ROWS_APART < CHUNK) source.fetch(next, t + ROWS_APART, piece.length - from, valid);

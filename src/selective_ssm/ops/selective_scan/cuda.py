@@ -124,7 +124,11 @@ class _Kind(NamedTuple):
 
 def _forward_shared(kind: _Kind, plan: Plan) -> int:
     """The bytes of `Shared` in forward.cu."""
-    return 4 * (plan.steps * (2 * STATES + 3 * plan.channels) + 2 * plan.channels)
+    tile = 2 * plan.steps * (2 * STATES + 3 * plan.channels) + 2 * plan.channels
+    octets, turns = -(-plan.steps * plan.channels // (8 * THREADS)), -(-plan.steps // 32)
+    sizes = octets * (kind.u.itemsize + kind.delta.itemsize + (kind.z or kind.u).itemsize)
+    sizes += turns * (kind.B.itemsize + kind.C.itemsize)
+    return 4 * tile + 8 * THREADS * sizes
 
 
 def _backward_shared(kind: _Kind, plan: Plan) -> int:
@@ -144,7 +148,7 @@ def _parts(kind: _Kind) -> int:
 def _kernel(source: str, name: str, kind: _Kind, plan: Plan, device: int) -> nvrtc.Kernel:
     if source == "forward.cu":
         shared = _forward_shared(kind, plan)
-        extra = (("STEPS", plan.steps), ("UNROLLED", 8), ("MIN_BLOCKS", 4 if kind.passes == 1 and kind.u.itemsize == 2 else 1))
+        extra = (("STEPS", plan.steps), ("UNROLLED", 8), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))
     else:
         shared = _backward_shared(kind, plan)
         extra = (("PARTS", _parts(kind)), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))
@@ -196,9 +200,11 @@ class _Call(NamedTuple):
         chosen = plan(sequences, u.shape[1], u.shape[2], groups, multiprocessors)
         return cls(_Kind.of(inputs, options, groups, d_out), chosen, device, groups, sequences, multiprocessors)
 
-    def launch(self, source: str, name: str, blocks: int, parameters: ctypes.Structure) -> None:
+    def launch(
+        self, source: str, name: str, blocks: int, parameters: ctypes.Structure, threads: int = THREADS
+    ) -> None:
         kernel = _kernel(source, name, self.kind, self.plan, self.device)
-        kernel((blocks, 1, 1), THREADS, parameters, torch._C._cuda_getCurrentRawStream(self.device))
+        kernel((blocks, 1, 1), threads, parameters, torch._C._cuda_getCurrentRawStream(self.device))
 
 
 def _contiguous(inputs: Inputs) -> Inputs:
@@ -241,10 +247,10 @@ def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     )  # fmt: skip
     blocks = call.plan.blocks(channels, call.groups) * call.sequences * pieces
     if pieces > 1:
-        call.launch("forward.cu", "selective_scan_summary", blocks, parameters)
+        call.launch("forward.cu", "selective_scan_summary", blocks, parameters, 2 * THREADS)
         states = call.sequences * A.numel()
         call.launch("forward.cu", "selective_scan_hand_over", -(-states // THREADS), parameters)
-    call.launch("forward.cu", "selective_scan_forward", blocks, parameters)
+    call.launch("forward.cu", "selective_scan_forward", blocks, parameters, 2 * THREADS)
     return out, final, kept
 
 

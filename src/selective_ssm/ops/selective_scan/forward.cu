@@ -1,9 +1,11 @@
 // The selective scan, forward.
 //
-// A block goes through its piece of a sequence tile by tile, in two phases with a barrier after each: the recurrence is run
-// by lanes that each keep some states of one channel; then the outputs of the tile are gated and written, and the step sizes
-// and inputs of the next tile are worked out, by threads that take 8 neighbouring channels of a token each. What they need
-// has been on its way from memory since the tile before.
+// A block goes through its piece of a sequence tile by tile. Half of its warps, the scanners, run the recurrence: lanes keep
+// some states of one channel each, and special functions bind them. The other half, the helpers, meanwhile gate and write the
+// outputs of the tile before, and work out the step sizes and inputs of the tile after, 8 neighbouring channels of a token a
+// thread; what they need has been on its way from memory for a tile's time. A barrier a tile keeps the two in step.
+//
+// With more than 16 states a tile is scanned in several passes; a turn is one pass over one tile.
 //
 // Macros: STEPS (tokens a tile), UNROLLED (of them, those whose sums are written together).
 
@@ -31,151 +33,207 @@ struct Parameters {
     int wide_offsets, reverse;
 };
 
+constexpr int BLOCK = 2 * THREADS;
 constexpr int OCTETS_A_THREAD = (STEPS * OCTETS + THREADS - 1) / THREADS;
-constexpr int ROWS_APART = THREADS / OCTETS;  // tokens between a thread's octets
+constexpr int ROWS_APART = THREADS / OCTETS;  // tokens between a helper's octets
+constexpr int MAP_TURNS = (STEPS + 31) / 32;
 static_assert(CHUNK % STEPS == 0, "states are kept between tiles");
 
 struct Shared {
-    float maps[STEPS][LANES][2 * PER_LANE];  // of B, then of C, as each lane reads them
-    float step[STEPS][CHANNELS][2];          // dt, and dt u (euler) or u (zero-order hold)
-    float y[STEPS][CHANNELS];
+    float maps[2][STEPS][LANES][2 * PER_LANE];  // of B, then of C, as each lane reads them
+    float step[2][STEPS][CHANNELS][2];          // dt, and dt u (euler) or u (zero-order hold)
+    float y[2][STEPS][CHANNELS];
     float bias[CHANNELS], skip[CHANNELS];
+    Mailbox<U, ALIGNED> u[OCTETS_A_THREAD];
+    Mailbox<DELTA, ALIGNED> delta[OCTETS_A_THREAD];
+    Mailbox<Z, ALIGNED> z[OCTETS_A_THREAD];
+    Mailbox<B_MAP, MAPS_ALIGNED> B[MAP_TURNS];
+    Mailbox<C_MAP, MAPS_ALIGNED> C[MAP_TURNS];
 };
 
-// A thread's octets of a tile of one tensor, on their way from memory.
-template <class T> struct Tile {
-    Octet<T, ALIGNED> octet[OCTETS_A_THREAD];
-
-    __device__ __forceinline__ void fetch(Rows<const T>& rows, int rows_left, int valid) {
-#pragma unroll
-        for (int i = 0; i < OCTETS_A_THREAD; i++)
-            octet[i].fetch(rows.at(i * ROWS_APART), i * ROWS_APART < rows_left ? valid : 0);
-        rows.first += STEPS * rows.step;
-    }
-};
-
-// A thread's octets of the maps of a tile: half of the threads bring B, half C.
-struct Maps {
-    static constexpr int TURNS = (STEPS + 31) / 32;
-    Octet<B_MAP, MAPS_ALIGNED> B[TURNS];
-    Octet<C_MAP, MAPS_ALIGNED> C[TURNS];
-
-    static __device__ __forceinline__ bool is_B() { return threadIdx.x < THREADS / 2; }
-    static __device__ __forceinline__ int half() { return threadIdx.x % 2; }
-    static __device__ __forceinline__ int row(int i) { return (threadIdx.x % (THREADS / 2) + i * THREADS / 2) / 2; }
-};
-
-template <bool SUMMARY> struct Scan {
+// What both roles know of a block's work.
+struct Work {
     const Parameters& p;
     Shared& shared;
+    const Task task;
     const Piece piece;
-    const int group, block_channel, valid_channels;
-    const int place, lane;        // of this thread's channel; its part of the states
+    const int thread;  // within the role
+
+    __device__ __forceinline__ Work(const Parameters& p, Shared& shared)
+        : p(p), shared(shared), task(p.channels, p.groups, p.pieces),
+          piece(find_piece(task.sequence, task.piece, p.pieces, p.length, p.offsets, p.wide_offsets)),
+          thread(threadIdx.x % THREADS) {}
+
+    __device__ __forceinline__ int64 turns() const { return (piece.length + STEPS - 1) / STEPS * PASSES; }
+    __device__ __forceinline__ static int64 tile(int64 turn) { return PASSES == 1 ? turn : turn / PASSES; }
+    __device__ __forceinline__ static int pass(int64 turn) { return PASSES == 1 ? 0 : turn % PASSES; }
+};
+
+template <bool SUMMARY> struct Helper : Work {
     const int octet, row, valid;  // of this thread's octets in a tile
-    const bool present;
-    const int channel;
     Rows<const U> u;
     Rows<const DELTA> delta;
     Rows<const Z> z;
     Rows<U> out;
-    Tile<U> next_u, this_u;
-    Tile<DELTA> next_delta;
-    Tile<Z> next_z, this_z;
-    Maps maps;
-    float A[PASSES][PER_LANE];  // in units of log2
-    float h[PASSES][PER_LANE];
-    float fixed_B[PASSES][PER_LANE], fixed_C[PASSES][PER_LANE];
-    float time = 0.0f;
+    Octet<U, ALIGNED> next_u[OCTETS_A_THREAD], last_u[OCTETS_A_THREAD];  // of the tile prepared; to be finished
+    Octet<Z, ALIGNED> next_z[OCTETS_A_THREAD], last_z[OCTETS_A_THREAD];
 
-    __device__ __forceinline__ Scan(const Parameters& p, Shared& shared, const Piece& piece, const Task& task)
-        : p(p), shared(shared), piece(piece), group(task.group), block_channel(task.first), valid_channels(task.valid),
-          place(threadIdx.x / LANES), lane(threadIdx.x % LANES), octet(threadIdx.x % OCTETS), row(threadIdx.x / OCTETS),
-          valid(row < STEPS ? task.valid - octet * 8 : 0), present(channel_at(place) < task.valid),
-          channel(present ? task.first + channel_at(place) : task.first), u(octets_of(p.u, p.u_stride)),
-          delta(octets_of(p.delta, p.delta_stride)), z(octets_of(p.z, p.z_stride)), out(octets_of(p.out, p.out_stride)) {}
+    __device__ __forceinline__ explicit Helper(const Work& work)
+        : Work(work), octet(thread % OCTETS), row(thread / OCTETS), valid(row < STEPS ? task.valid - octet * 8 : 0),
+          u(octets_of(p.u, p.u_stride)), delta(octets_of(p.delta, p.delta_stride)), z(octets_of(p.z, p.z_stride)),
+          out(octets_of(p.out, p.out_stride)) {
+        for (int c = thread; c < CHANNELS; c += THREADS) {
+            shared.bias[c] = p.delta_bias && c < task.valid ? p.delta_bias[task.first + c] : 0.0f;
+            shared.skip[c] = p.D && c < task.valid ? p.D[task.first + c] : 0.0f;
+        }
+    }
 
     template <class T> __device__ __forceinline__ Rows<T> octets_of(T* x, Strides s) const {
-        const Rows<T> rows = rows_of(x, s, piece, p.reverse, 0, block_channel + octet * 8);
+        const Rows<T> rows = rows_of(x, s, piece, p.reverse, 0, task.first + octet * 8);
         return {rows.at(row), rows.step};
     }
 
-    __device__ __forceinline__ void fetch(int64 from) {
-        const int rows_left = int(min(piece.length - from, int64(STEPS))) - row;
-        next_u.fetch(u, rows_left, valid);
-        next_delta.fetch(delta, rows_left, valid);
-        if (HAS_Z && !SUMMARY) next_z.fetch(z, rows_left, valid);
+    __device__ __forceinline__ void run() {
+        const int64 turns = this->turns();
+        if (turns > 0) {
+            fetch_rows(0);
+            fetch_maps(0);
+            commit_copies();
+        }
+        sync_block();  // bias and skip are there
+        if (turns > 0) prepare(0);
+        sync_block();
+        for (int64 turn = 0; turn <= turns; turn++) {
+            const bool ends_tile = pass(turn) == 0;  // the turn before did
+            if (ends_tile && turn > 0 && !SUMMARY) finish(tile(turn) - 1);
+            if (turn == turns) break;
+            if (pass(turn + 1) == 0) keep_rows();
+            if (turn + 1 < turns) prepare(turn + 1);
+            sync_block();
+        }
     }
 
-    // Step sizes and inputs of the tile fetched; beyond the end steps of length 0, which leave the state as it is.
-    __device__ __forceinline__ void prepare(int64 from) {
-        this_u = next_u;
-        if (HAS_Z && !SUMMARY) this_z = next_z;
+    // Sends for a tile.
+    __device__ __forceinline__ void fetch_rows(int64 tile) {
+        const int rows_left = int(min(piece.length - tile * STEPS, int64(STEPS))) - row;
 #pragma unroll
         for (int i = 0; i < OCTETS_A_THREAD; i++) {
-            const int t = row + i * ROWS_APART;
-            float dt[8], x[8];
-            next_delta.octet[i].get(dt);
-            this_u.octet[i].get(x);
+            const int t = i * ROWS_APART, there = t < rows_left ? valid : 0;
+            shared.u[i].fetch(u.at(t), there, thread);
+            shared.delta[i].fetch(delta.at(t), there, thread);
+            if (HAS_Z && !SUMMARY) shared.z[i].fetch(z.at(t), there, thread);
+        }
+        u.first += STEPS * u.step;
+        delta.first += STEPS * delta.step;
+        z.first += STEPS * z.step;
+    }
+
+    // Half of the helpers bring B, half C: an octet at a time.
+    __device__ __forceinline__ bool brings_B() const { return thread < THREADS / 2; }
+    __device__ __forceinline__ int map_row(int i) const { return (thread % (THREADS / 2) + i * THREADS / 2) / 2; }
+
+    // Sends for the maps of a turn.
+    __device__ __forceinline__ void fetch_maps(int64 turn) {
+        const int64 from = tile(turn) * STEPS;
+        const int n = pass(turn) * STATES + thread % 2 * 8;
+        const auto B = rows_of(p.B, p.B_stride, piece, p.reverse, task.group, n);
+        const auto C = rows_of(p.C, p.C_stride, piece, p.reverse, task.group, n);
 #pragma unroll
-            for (int k = 0; k < 8; k++) {
-                dt[k] += shared.bias[octet * 8 + k];
-                if (SOFTPLUS) dt[k] = softplus(dt[k]);
-            }
-            if (from + t >= piece.length) {
-#pragma unroll
-                for (int k = 0; k < 8; k++) dt[k] = 0.0f;
-            }
-            if (STEPS * OCTETS < THREADS && t >= STEPS) continue;
-#pragma unroll
-            for (int k = 0; k < 8; k += 2)
-                write(shared.step[t][place_of_pair(octet, k / 2)],
-                      {dt[k], ZOH ? x[k] : x[k] * dt[k], dt[k + 1], ZOH ? x[k + 1] : x[k + 1] * dt[k + 1]});
+        for (int i = 0; i < MAP_TURNS; i++) {
+            const int64 token = from + map_row(i);
+            const int there = token < piece.length && map_row(i) < STEPS ? N - n : 0;
+            if (!B_FIXED && brings_B()) shared.B[i].fetch(B.at(token), there, thread);
+            if (!C_FIXED && !SUMMARY && !brings_B()) shared.C[i].fetch(C.at(token), there, thread);
         }
     }
 
-    // The maps of a tile, 16 states of them: on their way from memory; then in fp32 where each lane reads its own.
-    __device__ __forceinline__ void fetch_maps(int64 from, int pass) {
-        const int n = pass * STATES + Maps::half() * 8;
-        const auto B = rows_of(p.B, p.B_stride, piece, p.reverse, group, n);
-        const auto C = rows_of(p.C, p.C_stride, piece, p.reverse, group, n);
+    // Those of the tile that is scanned now stay until it is finished.
+    __device__ __forceinline__ void keep_rows() {
 #pragma unroll
-        for (int i = 0; i < Maps::TURNS; i++) {
-            const int64 token = from + Maps::row(i);
-            const int there = token < piece.length && Maps::row(i) < STEPS ? N - n : 0;
-            if (!B_FIXED && Maps::is_B()) maps.B[i].fetch(B.at(token), there);
-            if (!C_FIXED && !SUMMARY && !Maps::is_B()) maps.C[i].fetch(C.at(token), there);
+        for (int i = 0; i < OCTETS_A_THREAD; i++) {
+            last_u[i] = next_u[i];
+            if (HAS_Z && !SUMMARY) last_z[i] = next_z[i];
         }
     }
-    __device__ __forceinline__ void widen_maps() {
+
+    // Takes what a turn needs, and sends for what the next one will.
+    __device__ __forceinline__ void prepare(int64 turn) {
+        Octet<DELTA, ALIGNED> raw[OCTETS_A_THREAD];
+        wait_copies<0>();
+        if (pass(turn) == 0) {
 #pragma unroll
-        for (int i = 0; i < Maps::TURNS; i++) {
-            const int t = Maps::row(i);
+            for (int i = 0; i < OCTETS_A_THREAD; i++) {
+                next_u[i] = shared.u[i].take(thread);
+                raw[i] = shared.delta[i].take(thread);
+                if (HAS_Z && !SUMMARY) next_z[i] = shared.z[i].take(thread);
+            }
+        }
+        widen_maps(turn % 2);
+        if (turn + 1 < turns()) {
+            fetch_maps(turn + 1);
+            if (pass(turn + 1) == 0) fetch_rows(tile(turn + 1));
+            commit_copies();
+        }
+        if (pass(turn) == 0) write_steps(raw, tile(turn));
+    }
+
+    // The maps of a turn, 16 states of them, in fp32 where each lane reads its own.
+    __device__ __forceinline__ void widen_maps(int half) {
+#pragma unroll
+        for (int i = 0; i < MAP_TURNS; i++) {
+            const int t = map_row(i);
             if (STEPS < 32 && t >= STEPS) continue;
-            float* to = &shared.maps[t][0][0] + map_start(Maps::half());
+            float* to = &shared.maps[half][t][0][0] + map_start(thread % 2);
             float x[8];
-            if (!B_FIXED && Maps::is_B()) {
-                maps.B[i].get(x);
+            if (!B_FIXED && brings_B()) {
+                shared.B[i].take(thread).get(x);
                 write_map(to, x);
             }
-            if (!C_FIXED && !SUMMARY && !Maps::is_B()) {
-                maps.C[i].get(x);
+            if (!C_FIXED && !SUMMARY && !brings_B()) {
+                shared.C[i].take(thread).get(x);
                 write_map(to + PER_LANE, x);
             }
         }
     }
 
-    __device__ __forceinline__ void finish(int64 from) {
+    // Step sizes and inputs of a tile; beyond the end steps have length 0 and leave the state as it is.
+    __device__ __forceinline__ void write_steps(const Octet<DELTA, ALIGNED> (&raw)[OCTETS_A_THREAD], int64 tile) {
 #pragma unroll
         for (int i = 0; i < OCTETS_A_THREAD; i++) {
             const int t = row + i * ROWS_APART;
-            float x[8], gate[8], y[8];
-            this_u.octet[i].get(x);
-            if (HAS_Z) this_z.octet[i].get(gate);
             if (STEPS * OCTETS < THREADS && t >= STEPS) continue;
+            float dt[8], x[8];
+            raw[i].get(dt);
+            next_u[i].get(x);
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                dt[k] += shared.bias[octet * 8 + k];
+                if (SOFTPLUS) dt[k] = softplus(dt[k]);
+            }
+            if (tile * STEPS + t >= piece.length) {
+#pragma unroll
+                for (int k = 0; k < 8; k++) dt[k] = 0.0f;
+            }
+#pragma unroll
+            for (int k = 0; k < 8; k += 2)
+                write(shared.step[tile % 2][t][place_of_pair(octet, k / 2)],
+                      {dt[k], ZOH ? x[k] : x[k] * dt[k], dt[k + 1], ZOH ? x[k + 1] : x[k + 1] * dt[k + 1]});
+        }
+    }
+
+    // The outputs of a tile that has been scanned.
+    __device__ __forceinline__ void finish(int64 tile) {
+#pragma unroll
+        for (int i = 0; i < OCTETS_A_THREAD; i++) {
+            const int t = row + i * ROWS_APART;
+            if (STEPS * OCTETS < THREADS && t >= STEPS) continue;
+            float x[8], gate[8], y[8];
+            last_u[i].get(x);
+            if (HAS_Z) last_z[i].get(gate);
 #pragma unroll
             for (int k = 0; k < 8; k += 2) {
                 float pair[2];
-                read(pair, &shared.y[t][place_of_pair(octet, k / 2)]);
+                read(pair, &shared.y[tile % 2][t][place_of_pair(octet, k / 2)]);
                 y[k] = pair[0];
                 y[k + 1] = pair[1];
             }
@@ -184,21 +242,24 @@ template <bool SUMMARY> struct Scan {
                 y[k] = fmaf(shared.skip[octet * 8 + k], x[k], y[k]);
                 if (HAS_Z) y[k] *= gate[k] * sigmoid(gate[k]);
             }
-            write_octet(out.at(i * ROWS_APART), y, from + t < piece.length ? valid : 0);
+            write_octet(out.at(i * ROWS_APART), y, tile * STEPS + t < piece.length ? valid : 0);
         }
         out.first += STEPS * out.step;
     }
+};
 
-    __device__ __forceinline__ int64 state_offset() const { return (int64(piece.sequence) * p.channels + channel) * N; }
-    __device__ __forceinline__ int64 piece_offset() const {
-        return (int64(piece.sequence) * p.pieces + piece.index) * p.channels + channel;
-    }
+template <bool SUMMARY> struct Scanner : Work {
+    const int place, lane;  // of this thread's channel; its part of the states
+    const bool present;
+    const int channel;
+    float A[PASSES][PER_LANE];  // in units of log2
+    float h[PASSES][PER_LANE];
+    float fixed_B[PASSES][PER_LANE], fixed_C[PASSES][PER_LANE];
+    float time = 0.0f;
 
-    __device__ __forceinline__ void begin() {
-        for (int c = threadIdx.x; c < CHANNELS; c += THREADS) {
-            shared.bias[c] = p.delta_bias && c < valid_channels ? p.delta_bias[block_channel + c] : 0.0f;
-            shared.skip[c] = p.D && c < valid_channels ? p.D[block_channel + c] : 0.0f;
-        }
+    __device__ __forceinline__ explicit Scanner(const Work& work)
+        : Work(work), place(thread / LANES), lane(thread % LANES), present(channel_at(place) < task.valid),
+          channel(present ? task.first + channel_at(place) : task.first) {
         const float* before = p.pieces > 1 ? p.piece_state + piece_offset() * N : p.initial ? p.initial + state_offset() : nullptr;
         for (int pass = 0; pass < PASSES; pass++) {
             const int first = pass * STATES + lane * PER_LANE;
@@ -211,26 +272,18 @@ template <bool SUMMARY> struct Scan {
         }
     }
 
+    __device__ __forceinline__ int64 state_offset() const { return (int64(piece.sequence) * p.channels + channel) * N; }
+    __device__ __forceinline__ int64 piece_offset() const {
+        return (int64(piece.sequence) * p.pieces + piece.index) * p.channels + channel;
+    }
+
     __device__ __forceinline__ void run() {
-        begin();
-        if (piece.length > 0) fetch(0);
-        if (PASSES == 1 && piece.length > 0) fetch_maps(0, 0);
         sync_block();
-        for (int64 from = 0; from < piece.length; from += STEPS) {
-            prepare(from);
-            const bool more = from + STEPS < piece.length;
-            if (more) fetch(from + STEPS);
-            for (int pass = 0; pass < PASSES; pass++) {
-                if (pass > 0) sync_block();  // all have read the maps of the pass before
-                if (PASSES > 1) fetch_maps(from, pass);
-                widen_maps();
-                if (PASSES == 1 && more) fetch_maps(from + STEPS, 0);
-                sync_block();
-                if (!SUMMARY) keep(piece.from + from, pass);
-                scan_tile(h[pass], A[pass], fixed_B[pass], fixed_C[pass], pass);
-            }
+        sync_block();  // the first turn is prepared
+        for (int64 turn = 0; turn < turns(); turn++) {
+            if (!SUMMARY) keep(piece.from + tile(turn) * STEPS, pass(turn));
+            scan_tile(tile(turn) % 2, turn % 2, pass(turn));
             sync_block();
-            if (!SUMMARY) finish(from);
         }
         for (int pass = 0; pass < PASSES; pass++) {
             const int first = pass * STATES + lane * PER_LANE;
@@ -252,70 +305,72 @@ template <bool SUMMARY> struct Scan {
     struct Step {
         float dt, input;
         float maps[2 * PER_LANE];
-
-        __device__ __forceinline__ Step(const Shared& shared, int t, int place, int lane) {
-            float pair[2];
-            read(pair, shared.step[t][place]);
-            read(maps, shared.maps[t][lane]);
-            dt = pair[0];
-            input = pair[1];
-        }
     };
+    __device__ __forceinline__ Step read_step(int half, int maps_half, int t) const {
+        Step step;
+        float pair[2];
+        read(pair, shared.step[half][t][place]);
+        read(step.maps, shared.maps[maps_half][t][lane]);
+        step.dt = pair[0];
+        step.input = pair[1];
+        return step;
+    }
 
     // Advances 16 states of each channel over a tile.
-    __device__ __forceinline__ void scan_tile(
-        float (&h)[PER_LANE], const float (&A)[PER_LANE], const float (&fixed_B)[PER_LANE],
-        const float (&fixed_C)[PER_LANE], int pass) {
+    __device__ __forceinline__ void scan_tile(int half, int maps_half, int pass) {
         constexpr int RUN = UNROLLED > LANES ? UNROLLED : LANES;
-        Step next(shared, 0, place, lane);
+        Step next = read_step(half, maps_half, 0);
 #pragma unroll 1
         for (int base = 0; base < STEPS; base += RUN) {
             float y[RUN];
 #pragma unroll
             for (int j = 0; j < RUN; j++) {
                 const Step step = next;
-                next = Step(shared, min(base + j + 1, STEPS - 1), place, lane);
+                next = read_step(half, maps_half, min(base + j + 1, STEPS - 1));
                 y[j] = 0.0f;
 #pragma unroll
                 for (int r = 0; r < PER_LANE; r++) {
-                    const float x = step.dt * A[r], decay = exp2_fast(x);
-                    const float drive = ZOH ? step.input * hold<U>(x, decay, step.dt, LOG2_E / A[r]) : step.input;
-                    h[r] = fmaf(decay, h[r], drive * (B_FIXED ? fixed_B[r] : step.maps[r]));
-                    if (!SUMMARY) y[j] = fmaf(C_FIXED ? fixed_C[r] : step.maps[PER_LANE + r], h[r], y[j]);
+                    const float x = step.dt * A[pass][r], decay = exp2_fast(x);
+                    const float drive = ZOH ? step.input * hold<U>(x, decay, step.dt, LOG2_E / A[pass][r]) : step.input;
+                    h[pass][r] = fmaf(decay, h[pass][r], drive * (B_FIXED ? fixed_B[pass][r] : step.maps[r]));
+                    y[j] = fmaf(C_FIXED ? fixed_C[pass][r] : step.maps[PER_LANE + r], h[pass][r], y[j]);
                 }
                 if (SUMMARY && pass == 0) time += step.dt;
             }
-            if (SUMMARY) continue;
+            if (!SUMMARY) write_sums(y, half, base, pass);
+        }
+    }
+
+    // The sums over states of a run of tokens.
+    template <int RUN> __device__ __forceinline__ void write_sums(const float (&y)[RUN], int half, int base, int pass) {
+        float sums[RUN / LANES];
 #pragma unroll
-            for (int group = 0; group < RUN; group += LANES) {
-                float of_group[LANES];
+        for (int group = 0; group < RUN / LANES; group++) {
+            float of_group[LANES];
 #pragma unroll
-                for (int j = 0; j < LANES; j++) of_group[j] = y[group + j];
-                y[group] = sum_over_lanes(of_group);
-            }
+            for (int j = 0; j < LANES; j++) of_group[j] = y[group * LANES + j];
+            sums[group] = sum_over_lanes(of_group);
+        }
 #pragma unroll
-            for (int group = 0; group < RUN; group += LANES) {
-                float& to = shared.y[base + group + lane][place];
-                to = pass == 0 ? y[group] : to + y[group];
-            }
+        for (int group = 0; group < RUN / LANES; group++) {
+            float& to = shared.y[half][base + group * LANES + lane][place];
+            to = pass == 0 ? sums[group] : to + sums[group];
         }
     }
 };
 
 template <bool SUMMARY> __device__ __forceinline__ void scan(const Parameters& p) {
-    const Task task(p.channels, p.groups, p.pieces);
-    const Piece piece = find_piece(task.sequence, task.piece, p.pieces, p.length, p.offsets, p.wide_offsets);
-    Scan<SUMMARY>(p, *reinterpret_cast<Shared*>(shared_memory()), piece, task).run();
+    const Work work(p, *reinterpret_cast<Shared*>(shared_memory()));
+    if (threadIdx.x < THREADS) Scanner<SUMMARY>(work).run();
+    else Helper<SUMMARY>(work).run();
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    selective_scan_forward(const __grid_constant__ Parameters p) {
+extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS) selective_scan_forward(const __grid_constant__ Parameters p) {
     scan<false>(p);
 }
 
 // Each piece's end state from a zero start, and the time it takes.
-extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    selective_scan_summary(const __grid_constant__ Parameters p) {
+extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS) selective_scan_summary(const __grid_constant__ Parameters p) {
     scan<true>(p);
 }
 

@@ -13,8 +13,8 @@ class Inputs(NamedTuple):
     u: Tensor  # (B, L, D)
     delta: Tensor  # (B, L, D)
     A: Tensor  # (D, N)
-    B: Tensor  # (B, L, G, N) or (D, N)
-    C: Tensor  # (B, L, G, N) or (D, N)
+    B: Tensor  # (B, L, G, N), (B, L, N) for one group, or (D, N)
+    C: Tensor  # as B
     D: Tensor | None  # (D,)
     z: Tensor | None  # (B, L, D)
     delta_bias: Tensor | None  # (D,)
@@ -28,8 +28,8 @@ class StepInputs(NamedTuple):
     u: Tensor  # (B, D)
     delta: Tensor  # (B, D)
     A: Tensor  # (D, N)
-    B: Tensor  # (B, G, N) or (D, N)
-    C: Tensor  # (B, G, N) or (D, N)
+    B: Tensor  # (B, G, N), (B, N) for one group, or (D, N); where B = D a matrix is (B, N)
+    C: Tensor  # as B
     D: Tensor | None  # (D,)
     z: Tensor | None  # (B, D)
     delta_bias: Tensor | None  # (D,)

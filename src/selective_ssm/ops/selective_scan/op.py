@@ -28,7 +28,13 @@ def _zero_state(inputs: Inputs, rows: int) -> Tensor:
     return inputs.A.new_zeros(rows, *inputs.A.shape)
 
 
-_SCAN = Operator("selective_scan", Inputs, StepInputs, Options, _zero_state, {"cuda": cuda, "reference": reference})
+def _is_complex(inputs: Inputs | StepInputs) -> bool:
+    return inputs.A.is_complex()
+
+
+_SCAN = Operator(
+    "selective_scan", Inputs, StepInputs, Options, _zero_state, _is_complex, {"cuda": cuda, "reference": reference}
+)
 
 
 def selective_scan(
@@ -92,8 +98,8 @@ def selective_scan(
     """
     inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     check_scan(inputs, discretization)
-    u, delta, z, B, C = (checks.autocast(x, u) for x in (u, delta, z, B, C))
-    inputs = Inputs(u, delta, A, _over_time(B), _over_time(C), D, z, delta_bias, initial_state, cu_seqlens)
+    u, delta, z, B, C = checks.autocast(u, delta, z, B, C)
+    inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     return _SCAN(inputs, Options(delta_softplus, reverse, discretization), return_final_state, backend)
 
 
@@ -151,8 +157,8 @@ def selective_scan_step(
     """
     inputs = StepInputs(u, delta, A, B, C, D, z, delta_bias)
     check_step(state, inputs, state_indices, discretization)
-    u, delta, z, B, C = (checks.autocast(x, u) for x in (u, delta, z, B, C))
-    inputs = StepInputs(u, delta, A, _at_one_time(B, u), _at_one_time(C, u), D, z, delta_bias)
+    u, delta, z, B, C = checks.autocast(u, delta, z, B, C)
+    inputs = StepInputs(u, delta, A, B, C, D, z, delta_bias)
     return _SCAN.step(state, inputs, Options(delta_softplus, False, discretization), state_indices, backend)
 
 
@@ -215,12 +221,3 @@ def selective_scan_fn(
         return result[0].transpose(1, 2), result[1]
     return result.transpose(1, 2)
 
-
-def _over_time(x: Tensor) -> Tensor:
-    """(B, L, N) -> (B, L, 1, N); with groups, or time-invariant, it stays as it is."""
-    return x.unsqueeze(2) if x.dim() == 3 else x
-
-
-def _at_one_time(x: Tensor, u: Tensor) -> Tensor:
-    """(B, N) -> (B, 1, N); with groups, or time-invariant, it stays as it is."""
-    return x.unsqueeze(1) if x.dim() == 2 and x.shape[0] == u.shape[0] else x

@@ -124,9 +124,10 @@ def spread(segments: Segments, x: Tensor, groups: int) -> Tensor:
 
 
 def spread_projection(segments: Segments, x: Tensor, groups: int) -> Tensor:
-    """(B, L, G, N) -> (T, M, B, N, G, 1), or the time-invariant (D, N) -> (N, G, P)."""
+    """(B, L, G, N) or (B, L, N) -> (T, M, B, N, G, 1), or the time-invariant (D, N) -> (N, G, P)."""
     if x.dim() == 2:
         return grouped(x, groups)
+    x = x if x.dim() == 4 else x.unsqueeze(2)
     return segments.spread(x.flatten(2)).unflatten(-1, x.shape[2:]).transpose(-1, -2).contiguous().unsqueeze(-1)
 
 

@@ -100,6 +100,9 @@ def saved_shape(inputs: Inputs) -> tuple[int, ...]:
 
 def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> Tensor:
     """One token: updates `state` (slots, D, N) in place and returns out (B, D)."""
+    batch = len(inputs.u)
+    B, C = (x.unsqueeze(1) if x.dim() == 2 and len(x) == batch else x for x in (inputs.B, inputs.C))
+    inputs = inputs._replace(B=B, C=C)
     if state_indices is None:
         return _step(state, inputs, options)
 
@@ -259,5 +262,5 @@ def _real_part(x: Tensor) -> Tensor:
 
 
 def _real_where(gradient: Tensor, like: Tensor) -> Tensor:
-    """A real input's gradient is real, whatever the state."""
-    return (gradient if like.is_complex() else _real_part(gradient)).to(like.dtype)
+    """A real input's gradient is real, whatever the state; it has the input's shape, with or without an axis of groups."""
+    return (gradient if like.is_complex() else _real_part(gradient)).to(like.dtype).view(like.shape)

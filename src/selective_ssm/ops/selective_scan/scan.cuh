@@ -109,6 +109,31 @@ template <class T, bool ALIGNED_ROWS> struct Octet {
     __device__ __forceinline__ void get(float (&x)[8]) const { load8(reinterpret_cast<const T*>(v), x); }
 };
 
+// Where the octets that each of THREADS threads fetches wait for it. (A register on its way from memory would take one of the six
+// scoreboards that the recurrence needs for its own reads.)
+template <class T, bool ALIGNED_ROWS> struct Mailbox {
+    static constexpr int VECTORS = sizeof(T) / 2;
+    Vector v[VECTORS][THREADS];
+
+    __device__ __forceinline__ void fetch(const T* from, int valid, int thread) {
+        if (ALIGNED_ROWS && valid > 0) {
+#pragma unroll
+            for (int i = 0; i < VECTORS; i++) copy_async(&v[i][thread], reinterpret_cast<const Vector*>(from) + i);
+        } else {
+            Octet<T, ALIGNED_ROWS> octet;
+            octet.fetch(from, valid);
+#pragma unroll
+            for (int i = 0; i < VECTORS; i++) v[i][thread] = octet.v[i];
+        }
+    }
+    __device__ __forceinline__ Octet<T, ALIGNED_ROWS> take(int thread) const {
+        Octet<T, ALIGNED_ROWS> octet;
+#pragma unroll
+        for (int i = 0; i < VECTORS; i++) octet.v[i] = v[i][thread];
+        return octet;
+    }
+};
+
 // Eight neighbouring numbers to memory, as many of them as there are.
 template <class T> __device__ __forceinline__ void write_octet(T* to, const float (&x)[8], int valid) {
     if (ALIGNED) {

@@ -1,0 +1,48 @@
+"""Which kernels a call would launch, found out without a GPU and without running any."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+from selective_ssm.ops import nvrtc
+from tests.ops.launches import emulate
+
+
+class Wanted(NamedTuple):
+    source: Path
+    name: str
+    defines: nvrtc.Defines
+    shared: int
+    grid: tuple[int, int, int]
+    threads: int
+
+
+def wanted_by(call: Callable[[], Any], *modules: ModuleType, multiprocessors: int = 132) -> list[Wanted]:
+    """What `call` launches through the backends in `modules`, in order; its results mean nothing."""
+    asked: list[Wanted] = []
+
+    def kernel(source: Path, name: str, defines: nvrtc.Defines, device: int, shared: int = 0) -> Any:
+        def launch(grid: tuple[int, int, int], threads: int, parameters: ctypes.Structure, stream: int) -> None:
+            asked.append(Wanted(source, name, defines, shared, grid, threads))
+
+        return launch
+
+    with pytest.MonkeyPatch.context() as patch:
+        emulate(patch, *modules)
+        patch.setattr(nvrtc, "kernel", kernel)
+        with_multiprocessors(patch, multiprocessors)
+        call()
+    return asked
+
+
+def with_multiprocessors(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """From here on torch says that a GPU has so many."""
+    properties = SimpleNamespace(multi_processor_count=count)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
