@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def device(name: str, x: Tensor, expected: torch.device) -> None:
 
 def channel_last(name: str, x: Tensor) -> None:
     """Asks for a unit stride in the last axis, which kernels read as it lies in memory."""
-    if x.stride(-1) != 1 and x.shape[-1] > 1:
+    if x.stride()[-1] != 1 and x.shape[-1] > 1:
         raise ValueError(f"{name} has stride {x.stride(-1)} along its last axis; expected 1: call .contiguous() first")
 
 
@@ -84,7 +84,7 @@ def cu_seqlens(offsets: Tensor, batch: int, length: int) -> None:
 def state_indices(indices: Tensor, batch: int, slots: int) -> None:
     """`indices` must name a different slot for each row; a negative one marks padding."""
     dtype("state_indices", indices, INDEX_DTYPES)
-    if tuple(indices.shape) != (batch,):
+    if indices.shape != (batch,):
         raise ValueError(f"state_indices has shape {tuple(indices.shape)}; expected (B,) = ({batch},)")
     if not _values_can_be_read(indices):
         return
@@ -95,13 +95,26 @@ def state_indices(indices: Tensor, batch: int, slots: int) -> None:
         raise ValueError(f"state_indices is {_head(indices.tolist())}; expected a different slot for each row")
 
 
-def autocast(sequence: Tensor, *others: Tensor | None) -> tuple[Any, ...]:
-    """Casts what may be in low precision to the autocast dtype, where autocast is on for the sequence's device."""
-    tensors = (sequence, *others)
-    if sequence.dtype == torch.float64 or sequence.is_meta or not torch.is_autocast_enabled(sequence.device.type):
-        return tensors
-    dtype = torch.get_autocast_dtype(sequence.device.type)
-    return tuple(x if x is None or x.is_complex() else x.to(dtype) for x in tensors)
+def autocast(inputs: Any, names: Collection[str]) -> Any:
+    """A NamedTuple of tensors, the sequence first, those named cast to the autocast dtype where autocast is on.
+
+    They are what may be in low precision; a complex tensor may not.
+    """
+    sequence: Tensor = inputs[0]
+    if sequence.dtype == torch.float64 or sequence.is_meta or not torch.is_autocast_enabled(device_type(sequence)):
+        return inputs
+    low = torch.get_autocast_dtype(device_type(sequence))
+    return type(inputs)(
+        *(
+            x.to(low) if name in names and x is not None and not x.is_complex() else x
+            for name, x in zip(inputs._fields, inputs, strict=True)
+        )
+    )
+
+
+def device_type(x: Tensor) -> str:
+    """As `x.device.type`, which makes a string anew each time."""
+    return "cuda" if x.is_cuda else "cpu" if x.is_cpu else x.device.type
 
 
 def out_of_range(indices: Tensor, size: int) -> int | None:
@@ -115,7 +128,7 @@ def _values_can_be_read(x: Tensor) -> bool:
     """Whether there are values to check without making the host wait or breaking a graph that is being recorded."""
     if torch.compiler.is_compiling() or x.is_meta or type(x) is not Tensor or x.numel() == 0:
         return False
-    return x.device.type == "cpu" or os.environ.get("SELECTIVE_SSM_CHECK") == "1"
+    return x.is_cpu or os.environ.get("SELECTIVE_SSM_CHECK") == "1"
 
 
 def _short(dtype: torch.dtype) -> str:

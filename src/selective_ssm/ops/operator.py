@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from selective_ssm.ops.checks import device_type
 from selective_ssm.ops.dispatch import Case, choose
 from selective_ssm.ops.registration import call, define, differentiate
 
@@ -182,7 +183,8 @@ class Operator:
         return self._inputs(*arguments[:n]), self._options(*arguments[n : n + m]), arguments[n + m :]
 
     def _choose(self, suffix: str, inputs: Any, backend: str | None) -> Backend:
-        case = Case(self.name + suffix, inputs[0].device.type, inputs[0].dtype, self._is_complex(inputs))
+        sequence = inputs[0]
+        case = Case(self.name + suffix, device_type(sequence), sequence.dtype, self._is_complex(inputs))
         return self.backends[choose(case, backend)]
 
     def _hand_through(self, inputs: Any) -> tuple[Tensor, Tensor]:

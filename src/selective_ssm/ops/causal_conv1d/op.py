@@ -72,9 +72,9 @@ def causal_conv1d(
         >>> causal_conv1d(torch.arange(1.0, 5.0).view(1, 4, 1), torch.tensor([[10.0, 1.0]]))[0, :, 0]
         tensor([ 1., 12., 23., 34.])
     """
-    check_conv(Inputs(x, weight, bias, initial_state, cu_seqlens), activation)
-    (x,) = checks.autocast(x)
     inputs = Inputs(x, weight, bias, initial_state, cu_seqlens)
+    check_conv(inputs, activation)
+    inputs = checks.autocast(inputs, ("x",))
     return _CONV(inputs, Options(activation, reverse), return_final_state, backend)
 
 
@@ -115,7 +115,7 @@ def causal_conv1d_step(
         >>> [causal_conv1d_step(state, torch.tensor([[x]]), torch.tensor([[10.0, 1.0]])).item() for x in (1.0, 2.0)]
         [1.0, 12.0]
     """
-    check_step(state, StepInputs(x, weight, bias), state_indices, activation)
-    (x,) = checks.autocast(x)
     inputs = StepInputs(x, weight, bias)
+    check_step(state, inputs, state_indices, activation)
+    inputs = checks.autocast(inputs, ("x",))
     return _CONV.step(state, inputs, Options(activation, False), state_indices, backend)

@@ -41,46 +41,55 @@ def check_step(state: Tensor, inputs: StepInputs, state_indices: Tensor | None, 
 def _check_common(inputs: Inputs | StepInputs, legend: str, discretization: str) -> None:
     """Checks what a scan and a step share; `legend` is the sequence's."""
     u, delta, A, B, C, D, z, delta_bias, *_ = inputs
-    device = u.device
+    where, sizes = u.device, checks.sizes_of(u, len(legend))
     real, rates = (_DOUBLE, _DOUBLE_RATES) if u.dtype == torch.float64 else (checks.LOW_AND_SINGLE, _RATES)
-    sizes = checks.sizes_of(u, len(legend))
-    for name, x in (("u", u), ("delta", delta), ("z", z)):
-        if x is not None:
-            checks.tensor(name, x, legend, sizes, real, device)
-            checks.channel_last(name, x)
-    *rows, channels = sizes
-    _, states = checks.sizes_of(A, 2)
-    checks.tensor("A", A, "DN", (channels, states), rates, device)
+    checks.tensor("u", u, legend, sizes, real, where)
+    checks.channel_last("u", u)
+    checks.tensor("delta", delta, legend, sizes, real, where)
+    checks.channel_last("delta", delta)
+    if z is not None:
+        checks.tensor("z", z, legend, sizes, real, where)
+        checks.channel_last("z", z)
+    channels, states = u.shape[-1], checks.sizes_of(A, 2)[1]
+    checks.tensor("A", A, "DN", (channels, states), rates, where)
     if states == 0:
         raise ValueError("A has shape (D, 0); expected at least one state a channel")
     if D is not None:
-        checks.tensor("D", D, "D", (channels,), rates[:1], device)
+        checks.tensor("D", D, "D", (channels,), rates[:1], where)
     if delta_bias is not None:
-        checks.tensor("delta_bias", delta_bias, "D", (channels,), rates[:1], device)
+        checks.tensor("delta_bias", delta_bias, "D", (channels,), rates[:1], where)
     kinds = (*real, A.dtype) if A.is_complex() else real
-    B_groups = _check_map("B", B, legend, rows, A, kinds)
-    C_groups = _check_map("C", C, legend, rows, A, kinds)
+    map_legend, map_sizes = legend[:-1] + "N", (*sizes[:-1], states)
+    B_groups = _check_map("B", B, map_legend, map_sizes, channels, kinds, where)
+    C_groups = _check_map("C", C, map_legend, map_sizes, channels, kinds, where)
     if B_groups != C_groups and B_groups is not None and C_groups is not None:
         raise ValueError(f"B has {B_groups} groups and C has {C_groups}; expected the same number")
     checks.choice("discretization", discretization, ("euler", "zoh"))
 
 
 def _check_map(
-    name: str, x: Tensor, legend: str, rows: list[int], A: Tensor, kinds: tuple[torch.dtype, ...]
+    name: str,
+    x: Tensor,
+    legend: str,
+    sizes: Sizes,
+    channels: int,
+    kinds: tuple[torch.dtype, ...],
+    where: torch.device,
 ) -> int | None:
-    """B or C: a matrix for each of the sequence's rows, in groups or not, or (D, N) for all. Returns G, None for that."""
-    shape, (channels, states) = x.shape, A.shape
-    groups = 1
-    if len(shape) == len(rows) + 2:
-        groups = shape[-2]
-        checks.tensor(name, x, f"{legend[:-1]}GN", (*rows, groups, states), kinds, A.device)
-    elif len(shape) == 2 and [shape[0]] != rows:
+    """B or C: as `legend`, which knows no groups, or with G before N, or time-invariant. Returns G, None for the last."""
+    axes, groups = x.dim(), 1
+    if axes == len(sizes) + 1:
+        groups = x.shape[-2]
+        checks.tensor(name, x, (*legend[:-1], "G", "N"), (*sizes[:-1], groups, sizes[-1]), kinds, where)
+    elif axes == 2 and (axes != len(sizes) or x.shape[0] != sizes[0]):
         groups = None
-        if legend == "BD" and shape[0] != channels:
-            raise ValueError(f"{name} has {shape[0]} rows; expected B = {rows[0]} of them, or D = {channels} for all time")
-        checks.tensor(name, x, "DN", (channels, states), kinds, A.device)
+        if axes == len(sizes) and x.shape[0] != channels:
+            raise ValueError(
+                f"{name} has {x.shape[0]} rows; expected B = {sizes[0]} of them, or D = {channels} for all time"
+            )
+        checks.tensor(name, x, "DN", (channels, sizes[-1]), kinds, where)
     else:
-        checks.tensor(name, x, f"{legend[:-1]}N", (*rows, states), kinds, A.device)
+        checks.tensor(name, x, legend, sizes, kinds, where)
     checks.channel_last(name, x)
     if groups is not None and (groups == 0 or channels % groups):
         raise ValueError(f"{name} has G = {groups} groups; expected a divisor of D = {channels}")

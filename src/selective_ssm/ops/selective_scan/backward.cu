@@ -55,18 +55,18 @@ constexpr int SUB = 8;
 constexpr int SUBS = CHUNK / SUB;
 constexpr int WARPS = THREADS / 32;
 constexpr int ROWS_APART = THREADS / OCTETS;  // tokens between a thread's octets
-constexpr int PITCH = CHANNELS + 4;           // keeps the lanes that write sums out of each other's banks
 constexpr bool IN_PLACE = PASSES == 1;        // whether results may take the place of what they were made of
 constexpr bool MAPS_VARY = !B_FIXED || !C_FIXED;
 
+// The last numbers of these rows are never used: they keep lanes out of each other's banks.
 struct Shared {
-    float step[CHUNK][PITCH][2];  // dt, and dt u (euler) or u (zero-order hold); the latter gives way to sum g B
-    float dy[CHUNK][PITCH];       // which gives way to y = sum C h
-    float sum_A[CHUNK][PITCH];    // the sum over states of g A decay h
-    float sums[IN_PLACE ? 1 : CHUNK][IN_PLACE ? 1 : PITCH][4];
+    float step[CHUNK][CHANNELS + 2][2];  // dt, and dt u (euler) or u (zero-order hold); the latter gives way to sum g B
+    float dy[CHUNK][CHANNELS + 8];       // which gives way to y = sum C h
+    float sum_A[CHUNK][CHANNELS + 8];    // the sum over states of g A decay h
+    float sums[IN_PLACE ? 1 : CHUNK][IN_PLACE ? 1 : CHANNELS][4];
     float B[CHUNK][4][4], C[CHUNK][4][4];  // by column: 4 states each
     union {
-        float states[32][8];  // those before a run of SUB tokens
+        float states[2][32][4];  // those before a run of SUB tokens
         float maps[SUB][32];  // after it: the gradients of 16 states of B and of C of each token
     } runs[SUBS][WARPS];
     float bias[CHANNELS], skip[CHANNELS];
@@ -322,9 +322,8 @@ struct Backward {
     // From the state before a chunk to those before each run of SUB tokens.
     __device__ __forceinline__ void note_states(States& h, int pass) {
         for (int sub = 0; sub < SUBS; sub++) {
-            float* to = shared.runs[sub][warp].states[lane];
-            write(to, h[0]);
-            write(to + 4, h[1]);
+            write(shared.runs[sub][warp].states[0][lane], h[0]);
+            write(shared.runs[sub][warp].states[1][lane], h[1]);
             if (sub == SUBS - 1) break;
             States decay;
 #pragma unroll
@@ -335,12 +334,18 @@ struct Backward {
     // ---- a run of tokens: forward from the state before it, then back ----------------------------------------------
 
     // The two tokens-by-channels words of a left operand: row's token, the channels 2 column, the next, and those plus 8.
-    __device__ __forceinline__ void read_weights(uint32 (&to)[2][PARTS], const float* tile, int apart) const {
+    __device__ __forceinline__ void read_weights(uint32 (&to)[2][PARTS], const float (&tile)[CHUNK][CHANNELS + 8], int t) const {
         float x[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) x[i] = tile[(warp * 16 + column * 4 + i) * apart];
+        read(x, &tile[t][warp * 16 + column * 4]);
         split(to[0], x[0], x[2]);
         split(to[1], x[1], x[3]);
+    }
+    __device__ __forceinline__ void read_weights(uint32 (&to)[2][PARTS], const float (&tile)[CHUNK][CHANNELS + 2][2], int t) const {
+        float x[4], rest[4];
+        read(x, tile[t][warp * 16 + column * 4]);
+        read(rest, tile[t][warp * 16 + column * 4 + 2]);
+        split(to[0], x[1], rest[1]);
+        split(to[1], x[3], rest[3]);
     }
     // The two states-by-tokens words of a right operand: row's token, the states 2 column, the next, and those plus 8.
     __device__ __forceinline__ void read_map_pairs(uint32 (&to)[2][PARTS], const float (&map)[4]) const {
@@ -350,14 +355,13 @@ struct Backward {
 
     __device__ __forceinline__ void run(int sub, int pass) {
         States before, h[SUB], decay[SUB];
-        const float* noted = shared.runs[sub][warp].states[lane];
-        read(before[0], noted);
-        read(before[1], noted + 4);
+        read(before[0], shared.runs[sub][warp].states[0][lane]);
+        read(before[1], shared.runs[sub][warp].states[1][lane]);
 
         const int first = sub * SUB;
         float d_B[2][4] = {}, d_C[2][4] = {}, y[4] = {};
         uint32 weights[2][PARTS], map[2][PARTS];
-        if (!C_FIXED) read_weights(weights, shared.dy[first + row], 1);
+        if (!C_FIXED) read_weights(weights, shared.dy, first + row);
         if (!C_FIXED && HAS_Z) read_map_pairs(map, shared.C[first + row][column]);
 #pragma unroll
         for (int j = 0; j < SUB; j++) {
@@ -371,7 +375,7 @@ struct Backward {
             }
         }
 
-        if (!B_FIXED) read_weights(weights, &shared.step[first + row][0][1], 2);
+        if (!B_FIXED) read_weights(weights, shared.step, first + row);
         float sums_B[SUB / 4][2], sums_A[SUB / 4][2];
 #pragma unroll
         for (int four = SUB - 4; four >= 0; four -= 4) {

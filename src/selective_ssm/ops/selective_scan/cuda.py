@@ -124,7 +124,7 @@ class _Kind(NamedTuple):
 
 def _forward_shared(kind: _Kind, plan: Plan) -> int:
     """The bytes of `Shared` in forward.cu."""
-    tile = 2 * plan.steps * (2 * STATES + 3 * plan.channels) + 2 * plan.channels
+    tile = 2 * plan.steps * (2 * STATES + 4 + 3 * plan.channels + 32 // plan.lanes)
     octets, turns = -(-plan.steps * plan.channels // (8 * THREADS)), -(-plan.steps // 32)
     sizes = octets * (kind.u.itemsize + kind.delta.itemsize + (kind.z or kind.u).itemsize)
     sizes += turns * (kind.B.itemsize + kind.C.itemsize)
@@ -133,11 +133,11 @@ def _forward_shared(kind: _Kind, plan: Plan) -> int:
 
 def _backward_shared(kind: _Kind, plan: Plan) -> int:
     """The bytes of `Shared` in backward.cu."""
-    elements = CHUNK * (plan.channels + 4)
-    sums = 4 * (1 if kind.passes == 1 else elements)
+    tile = CHUNK * (2 * (plan.channels + 2) + 2 * (plan.channels + 8) + 2 * STATES)
+    sums = 4 * (1 if kind.passes == 1 else CHUNK * plan.channels)
     runs = CHUNK // 8 * THREADS * 8
     totals = THREADS // 32 * plan.channels * 2
-    return 4 * (4 * elements + sums + CHUNK * 2 * STATES + runs + 2 * plan.channels + totals)
+    return 4 * (tile + sums + runs + 2 * plan.channels + totals)
 
 
 def _parts(kind: _Kind) -> int:
@@ -148,7 +148,7 @@ def _parts(kind: _Kind) -> int:
 def _kernel(source: str, name: str, kind: _Kind, plan: Plan, device: int) -> nvrtc.Kernel:
     if source == "forward.cu":
         shared = _forward_shared(kind, plan)
-        extra = (("STEPS", plan.steps), ("UNROLLED", 8), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))
+        extra = (("STEPS", plan.steps), ("UNROLLED", 16), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))
     else:
         shared = _backward_shared(kind, plan)
         extra = (("PARTS", _parts(kind)), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))

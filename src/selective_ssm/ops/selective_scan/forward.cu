@@ -39,11 +39,11 @@ constexpr int ROWS_APART = THREADS / OCTETS;  // tokens between a helper's octet
 constexpr int MAP_TURNS = (STEPS + 31) / 32;
 static_assert(CHUNK % STEPS == 0, "states are kept between tiles");
 
+// The last numbers of these rows are never used: they keep lanes out of each other's banks.
 struct Shared {
-    float maps[2][STEPS][LANES][2 * PER_LANE];  // of B, then of C, as each lane reads them
-    float step[2][STEPS][CHANNELS][2];          // dt, and dt u (euler) or u (zero-order hold)
-    float y[2][STEPS][CHANNELS];
-    float bias[CHANNELS], skip[CHANNELS];
+    float maps[2][STEPS][2 * STATES + 4];  // by lane: its states of B, then of C
+    float step[2][STEPS][CHANNELS][2];     // dt, and dt u (euler) or u (zero-order hold)
+    float y[2][STEPS][CHANNELS + 32 / LANES];
     Mailbox<U, ALIGNED> u[OCTETS_A_THREAD];
     Mailbox<DELTA, ALIGNED> delta[OCTETS_A_THREAD];
     Mailbox<Z, ALIGNED> z[OCTETS_A_THREAD];
@@ -75,6 +75,7 @@ template <bool SUMMARY> struct Helper : Work {
     Rows<const DELTA> delta;
     Rows<const Z> z;
     Rows<U> out;
+    float bias[8], skip[8];
     Octet<U, ALIGNED> next_u[OCTETS_A_THREAD], last_u[OCTETS_A_THREAD];  // of the tile prepared; to be finished
     Octet<Z, ALIGNED> next_z[OCTETS_A_THREAD], last_z[OCTETS_A_THREAD];
 
@@ -82,9 +83,11 @@ template <bool SUMMARY> struct Helper : Work {
         : Work(work), octet(thread % OCTETS), row(thread / OCTETS), valid(row < STEPS ? task.valid - octet * 8 : 0),
           u(octets_of(p.u, p.u_stride)), delta(octets_of(p.delta, p.delta_stride)), z(octets_of(p.z, p.z_stride)),
           out(octets_of(p.out, p.out_stride)) {
-        for (int c = thread; c < CHANNELS; c += THREADS) {
-            shared.bias[c] = p.delta_bias && c < task.valid ? p.delta_bias[task.first + c] : 0.0f;
-            shared.skip[c] = p.D && c < task.valid ? p.D[task.first + c] : 0.0f;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            const int c = octet * 8 + k;
+            bias[k] = p.delta_bias && c < task.valid ? p.delta_bias[task.first + c] : 0.0f;
+            skip[k] = p.D && c < task.valid ? p.D[task.first + c] : 0.0f;
         }
     }
 
@@ -100,7 +103,6 @@ template <bool SUMMARY> struct Helper : Work {
             fetch_maps(0);
             commit_copies();
         }
-        sync_block();  // bias and skip are there
         if (turns > 0) prepare(0);
         sync_block();
         for (int64 turn = 0; turn <= turns; turn++) {
@@ -183,7 +185,7 @@ template <bool SUMMARY> struct Helper : Work {
         for (int i = 0; i < MAP_TURNS; i++) {
             const int t = map_row(i);
             if (STEPS < 32 && t >= STEPS) continue;
-            float* to = &shared.maps[half][t][0][0] + map_start(thread % 2);
+            float* to = shared.maps[half][t] + map_start(thread % 2);
             float x[8];
             if (!B_FIXED && brings_B()) {
                 shared.B[i].take(thread).get(x);
@@ -207,7 +209,7 @@ template <bool SUMMARY> struct Helper : Work {
             next_u[i].get(x);
 #pragma unroll
             for (int k = 0; k < 8; k++) {
-                dt[k] += shared.bias[octet * 8 + k];
+                dt[k] += bias[k];
                 if (SOFTPLUS) dt[k] = softplus(dt[k]);
             }
             if (tile * STEPS + t >= piece.length) {
@@ -239,7 +241,7 @@ template <bool SUMMARY> struct Helper : Work {
             }
 #pragma unroll
             for (int k = 0; k < 8; k++) {
-                y[k] = fmaf(shared.skip[octet * 8 + k], x[k], y[k]);
+                y[k] = fmaf(skip[k], x[k], y[k]);
                 if (HAS_Z) y[k] *= gate[k] * sigmoid(gate[k]);
             }
             write_octet(out.at(i * ROWS_APART), y, tile * STEPS + t < piece.length ? valid : 0);
@@ -253,6 +255,7 @@ template <bool SUMMARY> struct Scanner : Work {
     const bool present;
     const int channel;
     float A[PASSES][PER_LANE];  // in units of log2
+    float inverse_A[PASSES][PER_LANE];
     float h[PASSES][PER_LANE];
     float fixed_B[PASSES][PER_LANE], fixed_C[PASSES][PER_LANE];
     float time = 0.0f;
@@ -268,7 +271,10 @@ template <bool SUMMARY> struct Scanner : Work {
             if (B_FIXED) read_states(fixed_B[pass], p.B + int64(channel) * N, first, present);
             if (C_FIXED) read_states(fixed_C[pass], p.C + int64(channel) * N, first, present);
 #pragma unroll
-            for (int r = 0; r < PER_LANE; r++) A[pass][r] *= LOG2_E;
+            for (int r = 0; r < PER_LANE; r++) {
+                if (ZOH) inverse_A[pass][r] = 1.0f / A[pass][r];
+                A[pass][r] *= LOG2_E;
+            }
         }
     }
 
@@ -278,7 +284,6 @@ template <bool SUMMARY> struct Scanner : Work {
     }
 
     __device__ __forceinline__ void run() {
-        sync_block();
         sync_block();  // the first turn is prepared
         for (int64 turn = 0; turn < turns(); turn++) {
             if (!SUMMARY) keep(piece.from + tile(turn) * STEPS, pass(turn));
@@ -310,7 +315,7 @@ template <bool SUMMARY> struct Scanner : Work {
         Step step;
         float pair[2];
         read(pair, shared.step[half][t][place]);
-        read(step.maps, shared.maps[maps_half][t][lane]);
+        read(step.maps, shared.maps[maps_half][t] + lane * 2 * PER_LANE);
         step.dt = pair[0];
         step.input = pair[1];
         return step;
@@ -331,7 +336,7 @@ template <bool SUMMARY> struct Scanner : Work {
 #pragma unroll
                 for (int r = 0; r < PER_LANE; r++) {
                     const float x = step.dt * A[pass][r], decay = exp2_fast(x);
-                    const float drive = ZOH ? step.input * hold<U>(x, decay, step.dt, LOG2_E / A[pass][r]) : step.input;
+                    const float drive = ZOH ? step.input * hold<U>(x, decay, step.dt, inverse_A[pass][r]) : step.input;
                     h[pass][r] = fmaf(decay, h[pass][r], drive * (B_FIXED ? fixed_B[pass][r] : step.maps[r]));
                     y[j] = fmaf(C_FIXED ? fixed_C[pass][r] : step.maps[PER_LANE + r], h[pass][r], y[j]);
                 }

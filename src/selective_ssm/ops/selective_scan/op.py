@@ -24,6 +24,10 @@ from selective_ssm.ops.selective_scan.arguments import check_scan, check_step
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options, StepInputs
 
 
+_CAST = ("u", "delta", "B", "C", "z")
+"""What autocast makes low; the other parameters stay as they are."""
+
+
 def _zero_state(inputs: Inputs, rows: int) -> Tensor:
     return inputs.A.new_zeros(rows, *inputs.A.shape)
 
@@ -98,8 +102,7 @@ def selective_scan(
     """
     inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
     check_scan(inputs, discretization)
-    u, delta, z, B, C = checks.autocast(u, delta, z, B, C)
-    inputs = Inputs(u, delta, A, B, C, D, z, delta_bias, initial_state, cu_seqlens)
+    inputs = checks.autocast(inputs, _CAST)
     return _SCAN(inputs, Options(delta_softplus, reverse, discretization), return_final_state, backend)
 
 
@@ -157,8 +160,7 @@ def selective_scan_step(
     """
     inputs = StepInputs(u, delta, A, B, C, D, z, delta_bias)
     check_step(state, inputs, state_indices, discretization)
-    u, delta, z, B, C = checks.autocast(u, delta, z, B, C)
-    inputs = StepInputs(u, delta, A, B, C, D, z, delta_bias)
+    inputs = checks.autocast(inputs, _CAST)
     return _SCAN.step(state, inputs, Options(delta_softplus, False, discretization), state_indices, backend)
 
 

@@ -41,7 +41,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Tokens of a tile of the forward pass: one or two times 8 channels of a token for each thread."""
-        return {1: 16, 2: 32, 4: 32, 8: 64}[self.lanes]
+        return {1: 16, 2: 32, 4: 32, 8: 64, 16: 64}[self.lanes]
 
     def blocks(self, channels: int, groups: int) -> int:
         """Blocks for all channels; none straddles groups, whose maps differ."""
