@@ -5,18 +5,17 @@ Legend: B batch, L length, D channels = G groups x P, N state, K width, S sequen
 
 from __future__ import annotations
 
-import functools
+import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from selective_ssm.ops import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
-from tests.ops import oracle
 from tests.ops.guards import Guards
+from tests.ops.trial import LANES, Trial
 
 SINGLE = torch.float32
 DTYPES = (torch.bfloat16, torch.float16, SINGLE)
@@ -24,13 +23,6 @@ STATES = (16, 1, 16, 3, 8, 16, 40, 24, 16, 256)
 WIDTHS = (4, 2, 4, 3, 1, 4, 9, 5)
 MOST_NUMBERS = 2**22
 """B L D N of a case at most; eight times as many in long ones."""
-FUNCTIONS = {
-    "selective_scan": (functools.partial(selective_scan, return_final_state=True), oracle.scan),
-    "causal_conv1d": (functools.partial(causal_conv1d, return_final_state=True), oracle.conv),
-    "selective_scan_step": (selective_scan_step, None),
-    "causal_conv1d_step": (causal_conv1d_step, None),
-}
-"""Each operator's public function, and its definition token by token."""
 
 
 @dataclass(frozen=True)
@@ -66,48 +58,8 @@ def draw_kind(chance: Random, operator: str, number: int) -> Kind:
         active,
         fixed=chance.choice(("", "", "", "", "B", "C", "BC")),
         discretization="zoh" if chance.random() < 0.3 else "euler",
-        lanes=(1, 2, 4, 8)[number // 3 % 4],
+        lanes=LANES[number // 3 % len(LANES)],
     )
-
-
-@dataclass
-class Trial:
-    """A case: an operator's arguments, and what is made of its results."""
-
-    operator: str
-    words: str
-    guards: Guards
-    tokens: int
-    tensors: dict[str, Tensor]
-    options: dict[str, Any]
-    directions: tuple[Tensor | None, ...] = ()  # what the outputs are weighted with; none for a step
-    terms: dict[str, int] = field(default_factory=dict)  # of the sums that gradients are
-    plan: dict[str, int] = field(default_factory=dict)
-
-    def results(self, backend: str | None, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The outputs and every gradient, perhaps in another precision; without a backend those of the definition."""
-
-        def cast(x: Tensor) -> Tensor:
-            return x.detach() if dtype is None else x.detach().to(dtype)
-
-        public, definition = FUNCTIONS[self.operator]
-        function = definition if backend is None else functools.partial(public, backend=backend)
-        tensors = {name: cast(x) for name, x in self.tensors.items()}
-        if not self.directions:
-            state = tensors.pop("state")
-            state = self.guards.copy(state, state.device)
-            return {"out": function(state, **tensors, **self.options), "state": state}
-        tensors = {name: x.requires_grad_() for name, x in tensors.items()}
-        outputs = function(**tensors, **self.options)
-        found = dict(zip(("out", "final_state"), (x.detach() for x in outputs), strict=True))
-        pairs = [(x, cast(d)) for x, d in zip(outputs, self.directions, strict=True) if d is not None]
-        pairs = [(x, d) for x, d in pairs if x.requires_grad]  # without tokens an oracle's output may depend on nothing
-        gradients = [torch.zeros_like(x) for x in tensors.values()]
-        if pairs:
-            ends, weights = zip(*pairs, strict=True)
-            gradients = torch.autograd.grad(ends, list(tensors.values()), weights, materialize_grads=True)
-        found |= {f"d_{name}": x for name, x in zip(tensors, gradients, strict=True)}
-        return found
 
 
 class Maker:
@@ -202,9 +154,8 @@ def _sequence(make: Maker, longest: int) -> Trial:
     scan = kind.operator == "selective_scan"
     batch, length, channels, groups, offsets = _sizes(make, longest)
     rows = batch if offsets is None else len(offsets) - 1
-    tensors = (
-        _scan(make, (batch, length), channels, groups, rows) if scan else _conv(make, batch, length, channels, rows)
-    )
+    draw = _scan if scan else _conv
+    tensors = draw(make, (batch, length), channels, groups, rows)
     first = next(iter(tensors.values()))
     terms = dict.fromkeys(("d_A", "d_D", "d_delta_bias", "d_weight", "d_bias"), batch * length)
     terms |= {f"d_{name}": batch * length if name in kind.fixed else channels // groups for name in "BC"}
@@ -220,6 +171,8 @@ def _sequence(make: Maker, longest: int) -> Trial:
         state = make.normal(rows, channels, kind.size if scan else kind.size - 1)
         d_final = make.transposed(state, SINGLE if scan else first.dtype)
     trial = Trial(kind.operator, "", make.guards, batch * length, tensors, options, (d_out, d_final), terms)
+    bounds = [0, length] if offsets is None else offsets
+    trial.longest = max(end - start for start, end in itertools.pairwise(bounds))
     if scan:
         trial.plan = {"lanes": kind.lanes} | ({"pieces": chance.randrange(1, 9)} if chance.random() < 0.4 else {})
     return trial
@@ -279,7 +232,7 @@ def _scan_tensors(make: Maker, leading: tuple[int, ...], channels: int, groups: 
     return tensors
 
 
-def _conv(make: Maker, leading: tuple[int, ...], channels: int, rows: int) -> dict[str, Tensor]:
+def _conv(make: Maker, leading: tuple[int, ...], channels: int, _: int, rows: int) -> dict[str, Tensor]:
     tensors = {"x": make.rows(make.normal(*leading, channels), make.kind.dtypes[0])} | _filter(make, channels)
     if "i" in make.kind.optional:
         tensors["initial_state"] = make.transposed(make.normal(rows, channels, make.kind.size - 1), make.kind.dtypes[3])

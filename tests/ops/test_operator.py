@@ -202,6 +202,28 @@ def test_bad_slots_are_refused(indices: list[int], words: str) -> None:
         )
 
 
+def test_a_step_is_checked_again_when_anything_is_laid_out_anew() -> None:
+    state, now, A, maps = torch.zeros(2, 6, 4), torch.zeros(2, 6), -torch.ones(6, 4), torch.zeros(2, 4)
+    selective_scan_step(state, now, now, A, maps, maps)
+    refused = {
+        "state has shape (3, 6, 4)": (torch.zeros(3, 6, 4), now, A, maps),
+        "delta has dtype int64": (state, now.long(), A, maps),
+        "delta has stride 2": (state, torch.zeros(6, 2).T, A, maps),
+        "A is on meta": (state, now, A.to("meta"), maps),
+        "B has 3 rows; expected B = 2 of them, or D = 6 for all time": (state, now, A, torch.zeros(3, 4)),
+        "state_indices has shape (2, 1); expected (B) with B = 2": (state, now, A, maps, torch.zeros(2, 1).int()),
+    }
+    for sentence, (state, delta, A, B, *indices) in refused.items():
+        with pytest.raises((ValueError, TypeError)) as error:
+            selective_scan_step(state, now, delta, A, B, maps, state_indices=indices[0] if indices else None)
+        assert str(error.value).startswith(sentence)
+
+
+def test_a_step_of_no_rows() -> None:
+    now, maps = torch.zeros(0, 6), torch.zeros(0, 4)
+    assert selective_scan_step(torch.zeros(0, 6, 4), now, now, -torch.ones(6, 4), maps, maps).shape == (0, 6)
+
+
 def test_slots_that_slip_through_never_leave_the_state() -> None:
     state, now, maps = torch.zeros(2, 6, 4), torch.ones(1, 6), torch.ones(1, 1, 4)
     tensors, options = (now, now, -torch.ones(6, 4), maps, maps, None, None, None), (True, False, "euler")

@@ -16,6 +16,7 @@ from selective_ssm.ops.selective_scan import cuda, plan
 from tests.ops import emulator, oracle
 from tests.ops.cases import ScanCase
 from tests.ops.launches import emulate, poison
+from tests.ops.wanted import with_multiprocessors
 from tests.tolerance import assert_close_to_float64
 
 OPS = torch.ops.selective_ssm
@@ -56,8 +57,8 @@ VECTORS = ScanCase(channels=40, state=16, dtype=BRAIN, length=65)  # rows of who
 ODD = ScanCase(channels=5, state=3, length=65, discretization="zoh", optional="Dbi")
 MIXED = (("u", HALF), ("delta", BRAIN), ("z", SINGLE), ("B", BRAIN), ("C", SINGLE))
 CASES = {
-    "one lane": Case(VECTORS, lanes=1),
-    "two lanes": Case(replace(VECTORS, lengths=PACK, strided=True), lanes=2),
+    "two lanes": Case(VECTORS, lanes=2),
+    "parts of a projection": Case(replace(VECTORS, lengths=PACK, strided=True), lanes=2),
     "four lanes": Case(replace(VECTORS, length=150, reverse=True), lanes=4),
     "eight lanes": Case(replace(VECTORS, length=63)),
     "one token": Case(replace(VECTORS, length=1)),
@@ -92,7 +93,7 @@ CASES = {
     ),
     "mixed dtypes": Case(replace(VECTORS, groups=5, lengths=(20, 0, 45)), lanes=2, dtypes=MIXED),
     "mixed dtypes, out of alignment": Case(
-        replace(VECTORS, channels=21, state=10, groups=3, strided=True), lanes=1, dtypes=MIXED
+        replace(VECTORS, channels=21, state=10, groups=3, strided=True), lanes=4, dtypes=MIXED
     ),
 }
 
@@ -146,7 +147,7 @@ def assert_case(case: Case, place: Callable[[Tensor], Tensor]) -> None:
 def emulate_fenced(monkeypatch: pytest.MonkeyPatch, order: str | int = "forward") -> None:
     """The backend runs on CPU tensors; what it allocates is full of NaN and ends where no access is allowed."""
     emulate(monkeypatch, cuda, order=order)
-    monkeypatch.setattr(cuda, "_multiprocessors", lambda device: 1)
+    with_multiprocessors(monkeypatch, 1)
     for owner, name in ((torch, "empty_like"), (Tensor, "new_empty")):
         allocate = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, allocate=allocate, **k: emulator.fenced(allocate(*a, **k)))

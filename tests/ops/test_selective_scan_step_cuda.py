@@ -144,3 +144,18 @@ def test_steps_can_be_captured() -> None:
     graph.replay()
     assert torch.equal(out, expected)
     assert torch.equal(captured, eager)
+
+
+@needs_emulator
+@pytest.mark.parametrize("fixed", ["", "B", "BC"])
+def test_matrices_mean_what_they_mean_to_the_reference(fixed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B and C without an axis of groups; parameters that are views."""
+    state, inputs, options, _ = StepCase(fixed=fixed).arguments()
+    B, C = (x.flatten(0, -2) for x in (inputs.B, inputs.C))  # (B, 1, N) -> (B, N)
+    D, bias, _ = torch.randn(len(inputs.A), 3).unbind(1)
+    inputs = inputs._replace(B=B, C=C, D=D, delta_bias=bias)
+    expected_state = state.clone()
+    expected = reference.step(expected_state, inputs, options, None)
+    emulate(monkeypatch, step_cuda)
+    assert torch.allclose(step_cuda.step(state, inputs, options, None), expected, atol=1e-5)
+    assert torch.allclose(state, expected_state, atol=1e-5)

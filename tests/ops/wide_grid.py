@@ -3,6 +3,10 @@
 Every operator, through its public function. All that is read or written lies between guards, memory is NaN until it is
 written, and results are judged as in tests/tolerance.py: a case passes where no error is above what is allowed. What
 kernels are compiled for is drawn first, so that few are; then sizes, strides, packs and values.
+
+The reference hands states over sixteen tokens at once and so rounds less often than whatever goes token by token. Where
+memories are long, a plain fp32 loop may thus be above what is allowed: for each such case it says how far. A case fails
+that is off by more than twice as much.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import math
 import random
 import sys
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,8 +27,9 @@ from torch import Tensor
 
 from selective_ssm.ops import nvrtc
 from selective_ssm.ops.selective_scan import operands, plan
-from tests.ops.drawn import Kind, Trial, draw_kind, draw_trial
+from tests.ops.drawn import Kind, draw_kind, draw_trial
 from tests.ops.guards import Guards
+from tests.ops.trial import LANES, Trial
 
 FEW_TOKENS = 24
 """So many are run token by token; the float64 truth of more is the reference's."""
@@ -38,26 +43,47 @@ OPERATORS = (
 
 
 @dataclass
+class Outcome:
+    """What became of a case: of each result the error as a share of what is allowed."""
+
+    trial: Trial
+    ratios: dict[str, float]
+    loop: dict[str, float]  # those of a plain loop over the tokens in fp32; only where a ratio is above 1
+
+    def above(self, multiple: float = 0.0) -> dict[str, float]:
+        """The ratios above 1, and above this multiple of the loop's."""
+        return {name: x for name, x in self.ratios.items() if x > max(1.0, multiple * self.loop.get(name, 0.0))}
+
+    def __str__(self) -> str:
+        names = self.above()
+        apart = ", ".join(f"{name} {x:.2f} (a loop: {self.loop.get(name, 0):.2f})" for name, x in names.items())
+        return f"{apart or 'within what is allowed'}: {self.trial.words}"
+
+
+@dataclass
 class Report:
     """What has been seen so far."""
 
-    worst: dict[str, tuple[float, str]] = field(default_factory=dict)  # of each result, with the case
-    failures: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    worst: dict[str, tuple[float, int]] = field(default_factory=dict)  # of each result, with the case
+    above: list[str] = field(default_factory=list)  # cases that are above what is allowed
+    failures: list[str] = field(default_factory=list)  # those that a plain loop does not explain
+    counts: Counter[str] = field(default_factory=Counter)
 
-    def add(self, case: str, trial: Trial, ratios: dict[str, float]) -> None:
-        self.counts[trial.operator] += 1
-        for name, ratio in ratios.items():
-            name = f"{trial.operator}.{name}"
-            if ratio >= self.worst.get(name, (-1.0, ""))[0]:
-                self.worst[name] = (ratio, case)
-        if bad := {name: round(ratio, 2) for name, ratio in ratios.items() if ratio > 1}:
-            self.failures.append(f"case {case}: {bad}\n    {trial.words}")
+    def add(self, case: int, outcome: Outcome) -> None:
+        operator = outcome.trial.operator
+        self.counts[operator] += 1
+        for name, ratio in outcome.ratios.items():
+            self.worst[f"{operator}.{name}"] = max((ratio, case), self.worst.get(f"{operator}.{name}", (-1.0, case)))
+        if outcome.above():
+            self.above.append(f"above: case {case}: {outcome}")
+        if outcome.above(2.0):
+            self.failures.append(f"FAILED: case {case}: {outcome}")
 
     def __str__(self) -> str:
-        lines = [f"{name:<40} worst ratio {ratio:6.3f} in case {case}" for name, (ratio, case) in self.worst.items()]
+        lines = [f"{name:<32} worst ratio {ratio:6.3f} in case {case}" for name, (ratio, case) in self.worst.items()]
         counts = ", ".join(f"{count} x {name}" for name, count in self.counts.items())
-        return "\n".join([*sorted(lines), *self.failures, f"{counts}: {len(self.failures)} failed"])
+        total = f"{counts}: {len(self.above)} above what is allowed, {len(self.failures)} failed"
+        return "\n".join([*sorted(lines), *self.above, *self.failures, total])
 
 
 @dataclass(frozen=True)
@@ -85,20 +111,22 @@ class Grid:
         generator = torch.Generator(self.device).manual_seed(self.seed * 1_000_003 + index)
         return draw_trial(kind, chance, generator, guards, self.longest)
 
-    def ratios(self, index: int) -> tuple[Trial, dict[str, float]]:
-        """A case and, for each of its results, the error as a share of what is allowed."""
+    def outcome(self, index: int) -> Outcome:
         guards = Guards()
         trial = self.trial(index, guards)
         with plan.overridden(**trial.plan), guards.allocating():
             ours = trial.results(self.backend)
-        with long_segments(trial.tokens):
+        with segments(16 if trial.tokens <= 2**12 else 128):
             reference = trial.results("reference")
             by_definition = trial.directions and trial.tokens <= FEW_TOKENS
             exact = trial.results(None if by_definition else "reference", torch.float64)
-        found = judged(trial, ours, reference, exact)
+        found = Outcome(trial, judged(trial, ours, reference, exact), {})
         if not guards.intact():
-            found["guards"] = math.inf
-        return trial, found
+            found.ratios["guards"] = math.inf
+        if found.above() and trial.directions:
+            with segments(max(1, trial.longest)):
+                found.loop = judged(trial, trial.results("reference"), reference, exact)
+        return found
 
     def compile_kernels(self) -> None:
         """Makes all kernels at once, on all cores."""
@@ -111,19 +139,21 @@ class Grid:
 
         lock, nvrtc._lock = nvrtc._lock, contextlib.nullcontext()  # kernels are made one by one otherwise
         try:
+            kinds = self.all_kinds()
+            make(kinds[0])  # alone, since `cuda.core` cannot be imported by two threads at once
             with ThreadPoolExecutor(16) as threads:
-                for lanes in (1, 2, 4, 8):  # a plan is overridden for all threads
+                for lanes in LANES:  # a plan is overridden for all threads
                     with plan.overridden(lanes=lanes):
-                        list(threads.map(make, [kind for kind in self.all_kinds() if kind.lanes == lanes]))
+                        list(threads.map(make, [kind for kind in kinds if kind.lanes == lanes]))
         finally:
             nvrtc._lock = lock
 
 
 @contextlib.contextmanager
-def long_segments(tokens: int) -> Iterator[None]:
-    """The reference takes few and large steps, which a GPU is quicker at."""
+def segments(steps: int) -> Iterator[None]:
+    """The reference cuts sequences into segments of so many tokens; few and large steps are quicker on a GPU."""
     usual = operands.BLOCK_ELEMENTS, operands.STEPS
-    operands.BLOCK_ELEMENTS, operands.STEPS = 2**23, 16 if tokens <= 2**12 else 128
+    operands.BLOCK_ELEMENTS, operands.STEPS = 2**23, steps
     try:
         yield
     finally:
@@ -159,9 +189,9 @@ def run(grid: Grid, count: int, seconds: float) -> Report:
         if time.monotonic() - start > seconds:
             break
         try:
-            report.add(str(index), *grid.ratios(index))
+            report.add(index, grid.outcome(index))
         except Exception as error:
-            report.failures.append(f"case {index}: {type(error).__name__}: {error}")
+            report.failures.append(f"FAILED: case {index}: {type(error).__name__}: {error}")
             if len(report.failures) > MOST_FAILURES:
                 break
     return report
@@ -178,9 +208,9 @@ def main() -> int:
     given = parser.parse_args()
     grid = Grid(given.seed, given.kinds, longest=given.longest)
     if given.only is not None:
-        trial, ratios = grid.ratios(given.only)
-        print(trial.words, *(f"{name:<16} {ratio:.3f}" for name, ratio in ratios.items()), sep="\n")
-        return int(max(ratios.values(), default=0.0) > 1)
+        outcome = grid.outcome(given.only)
+        print(outcome, *(f"{name:<16} {ratio:.3f}" for name, ratio in outcome.ratios.items()), sep="\n")
+        return int(bool(outcome.above(2.0)))
     start = time.monotonic()
     grid.compile_kernels()
     print(f"compiled for {len(grid.all_kinds())} configurations in {time.monotonic() - start:.1f} s", flush=True)

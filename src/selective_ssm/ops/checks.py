@@ -86,6 +86,16 @@ def state_indices(indices: Tensor, batch: int, slots: int) -> None:
     dtype("state_indices", indices, INDEX_DTYPES)
     if indices.shape != (batch,):
         raise ValueError(f"state_indices has shape {tuple(indices.shape)}; expected (B,) = ({batch},)")
+    _unlike_slots(indices, slots)
+
+
+def slots(indices: Tensor, state: Tensor) -> None:
+    """The values alone of `state_indices`, of which the rest can be checked once for many steps."""
+    if indices.dim() == 1 and state.dim() > 0:
+        _unlike_slots(indices, state.shape[0])
+
+
+def _unlike_slots(indices: Tensor, slots: int) -> None:
     if not _values_can_be_read(indices):
         return
     used = [i for i in indices.tolist() if i >= 0]
@@ -98,7 +108,7 @@ def state_indices(indices: Tensor, batch: int, slots: int) -> None:
 def autocast(inputs: Any, names: Collection[str]) -> Any:
     """A NamedTuple of tensors, the sequence first, those named cast to the autocast dtype where autocast is on.
 
-    They are what may be in low precision; a complex tensor may not.
+    They are what may be in low precision; what is complex or wide stays as it is.
     """
     sequence: Tensor = inputs[0]
     if sequence.dtype == torch.float64 or sequence.is_meta or not torch.is_autocast_enabled(device_type(sequence)):
@@ -106,7 +116,7 @@ def autocast(inputs: Any, names: Collection[str]) -> Any:
     low = torch.get_autocast_dtype(device_type(sequence))
     return type(inputs)(
         *(
-            x.to(low) if name in names and x is not None and not x.is_complex() else x
+            x.to(low) if name in names and x is not None and x.dtype in LOW_AND_SINGLE else x
             for name, x in zip(inputs._fields, inputs, strict=True)
         )
     )

@@ -37,7 +37,7 @@ _PLAIN_SHARED_BYTES = 48 * 1024  # a kernel may have more only where the driver 
 _MISPLACED = (201, 400)  # invalid context, invalid handle
 _Pointer = ctypes.c_void_p * 1
 
-_lock = threading.Lock()
+_lock, _importing = threading.Lock(), threading.Lock()
 _kernels: dict[tuple[Path, str, Defines, int, int], Kernel] = {}
 
 
@@ -183,7 +183,7 @@ def _text(path: Path, included: set[str]) -> str:
 def _compiled(source: Path, text: str, defines: Mapping[str, str | int], arch: str) -> bytes:
     if (absent := _absent()) is not None:
         raise MissingPackage(absent)
-    core = importlib.import_module("cuda.core")
+    core = _compiler()
     options = core.ProgramOptions(
         name=source.name,
         arch=arch,
@@ -196,6 +196,12 @@ def _compiled(source: Path, text: str, defines: Mapping[str, str | int], arch: s
         _, _, log = str(error).rpartition("compilation log:")
         version, log = ".".join(map(str, _nvrtc_version())), log.strip("\0\n ")
         raise RuntimeError(f"'{source}' does not compile for {arch} with NVRTC {version}: {log}") from error
+
+
+def _compiler() -> Any:
+    """`cuda.core`; two threads must not import it at once, some of its versions put themselves together in steps."""
+    with _importing:
+        return importlib.import_module("cuda.core")
 
 
 def _arch(device: int) -> str:

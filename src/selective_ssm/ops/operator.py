@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
-from selective_ssm.ops.checks import device_type
+from selective_ssm.ops import checks
 from selective_ssm.ops.dispatch import Case, choose
+from selective_ssm.ops.layouts import Layouts, layouts_of
 from selective_ssm.ops.registration import call, define, differentiate
 
+_MOST_REMEMBERED = 1024
+"""Different steps that need no second check."""
 _SCHEMA_TYPES = {
     Tensor: "Tensor",
     Tensor | None: "Tensor?",
@@ -48,8 +51,10 @@ class Backend(Protocol):
         """The shape of what `forward` keeps, from sizes alone; (0,) for nothing."""
         ...
 
-    def step(self, state: Tensor, inputs: Any, options: Any, state_indices: Tensor | None) -> Tensor:
-        """One token."""
+    def step(
+        self, state: Tensor, inputs: Any, options: Any, state_indices: Tensor | None, layouts: Layouts | None = None
+    ) -> Tensor:
+        """One token. `layouts` are those of the state, the inputs and the indices, where they are known already."""
         ...
 
 
@@ -58,7 +63,8 @@ class Operator:
 
     Its arguments are three NamedTuples. `inputs` are the tensors: the sequence first, `initial_state` among them, and
     `cu_seqlens`, the one that is not differentiable, last; `step_inputs` those of a step; `options` the rest.
-    `state_like` makes the zero state of so many rows; `is_complex` says whether a call's state is complex.
+    `state_like` makes the zero state of so many rows; `is_complex` says whether a call's state is complex; `check_step`
+    raises where the arguments of a step do not fit together.
     """
 
     def __init__(
@@ -69,12 +75,14 @@ class Operator:
         options: type[Any],
         state_like: Callable[[Any, int], Tensor],
         is_complex: Callable[[Any], bool],
+        check_step: Callable[[Tensor, Any, Any, Tensor | None], None],
         backends: Mapping[str, Backend],
     ) -> None:
         self.name, self.backends = name, backends
         self._inputs, self._step_inputs, self._options = inputs, step_inputs, options
         self._counts = len(inputs._fields), len(step_inputs._fields), len(options._fields)
-        self._state_like, self._is_complex = state_like, is_complex
+        self._state_like, self._is_complex, self._check_step = state_like, is_complex, check_step
+        self._checked: set[tuple[Layouts, Any]] = set()
         self._register()
 
     def __call__(
@@ -89,6 +97,8 @@ class Operator:
         self, state: Tensor, inputs: Any, options: Any, state_indices: Tensor | None, backend: str | None
     ) -> Tensor:
         """One token's output; `state` is updated in place."""
+        if state_indices is not None:
+            checks.slots(state_indices, state)
         if not torch.is_grad_enabled():
             return self._step_operator(state, *inputs, *options, state_indices, backend)
         with torch.no_grad():
@@ -153,10 +163,23 @@ class Operator:
         *rest, state_indices, backend = arguments
         _, n, _ = self._counts
         inputs, options = self._step_inputs(*rest[:n]), self._options(*rest[n:])
-        return self._choose("_step", inputs, backend).step(state, inputs, options, state_indices).contiguous()
+        layouts = layouts_of(state, *inputs, state_indices)
+        if (layouts, options) not in self._checked:
+            self._check_step(state, inputs, options, state_indices)
+            if len(self._checked) == _MOST_REMEMBERED:
+                self._checked.clear()
+            self._checked.add((layouts, options))
+        chosen = self._choose("_step", inputs, backend)
+        if inputs[0].numel() == 0:
+            return inputs[0].new_empty(*inputs[0].shape)
+        return chosen.step(state, inputs, options, state_indices, layouts).contiguous()
 
-    def _fake_step(self, state: Tensor, sequence: Tensor, *_: Any) -> Tensor:
-        return sequence.new_empty(sequence.shape)
+    def _fake_step(self, state: Tensor, *arguments: Any) -> Tensor:
+        *rest, state_indices, _ = arguments
+        _, n, _ = self._counts
+        inputs, options = self._step_inputs(*rest[:n]), self._options(*rest[n:])
+        self._check_step(state, inputs, options, state_indices)
+        return inputs[0].new_empty(inputs[0].shape)
 
     def _remember(self, ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         tensors, options, (return_final_state, _, backend) = self._split(inputs)
@@ -174,7 +197,7 @@ class Operator:
         others = len(["cu_seqlens"]) + len(ctx.options) + len(["return_final_state", "save", "backend"])
         return (*present, *[None] * others)
 
-    def _refuse_twice(self, ctx: Any, *_: Tensor) -> None:
+    def _refuse_twice(self, ctx: Any, *_: Tensor | None) -> NoReturn:
         raise RuntimeError(f"{self.name} cannot be differentiated twice: its backward is a closed form of its own")
 
     def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]]:
@@ -184,7 +207,7 @@ class Operator:
 
     def _choose(self, suffix: str, inputs: Any, backend: str | None) -> Backend:
         sequence = inputs[0]
-        case = Case(self.name + suffix, device_type(sequence), sequence.dtype, self._is_complex(inputs))
+        case = Case(self.name + suffix, checks.device_type(sequence), sequence.dtype, self._is_complex(inputs))
         return self.backends[choose(case, backend)]
 
     def _hand_through(self, inputs: Any) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ Nothing is kept but r', which the next layer reads too.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from selective_ssm.ops import checks
 from selective_ssm.ops.add_rms_norm import cuda, reference
 from selective_ssm.ops.dispatch import Case, choose
+from selective_ssm.ops.registration import call, define, differentiate
 
 
 class Backend(Protocol):
@@ -44,9 +45,6 @@ class Backend(Protocol):
 
 
 _BACKENDS: dict[str, Backend] = {"cuda": cuda, "reference": reference}
-_LIBRARY = torch.library.Library("selective_ssm", "FRAGMENT")
-_NAME = "selective_ssm::add_rms_norm"
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
 def add_rms_norm(
@@ -82,7 +80,8 @@ def add_rms_norm(
     dtype = weight.dtype
     if dtype != torch.float64 and not x.is_meta and torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-    return torch.ops.selective_ssm.add_rms_norm(x, residual, weight, eps, dtype, backend)
+    is_differentiated = torch.is_grad_enabled() and (x.requires_grad or residual.requires_grad or weight.requires_grad)
+    return call(_FORWARD, is_differentiated, x, residual, weight, eps, dtype, backend)
 
 
 def _check(x: Tensor, residual: Tensor, weight: Tensor) -> None:
@@ -152,33 +151,26 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) 
 def _differentiate(ctx: Any, d_y: Tensor | None, d_total: Tensor | None) -> tuple[Tensor | None, ...]:
     total, weight = ctx.saved_tensors
     d_y = total.new_zeros(total.shape, dtype=ctx.y_dtype) if d_y is None else d_y
-    call = torch.ops.selective_ssm.add_rms_norm_backward
-    d_residual, d_x, d_weight = call(d_y, d_total, total, weight, ctx.eps, ctx.dtype, ctx.backend)
+    arguments = (d_y, d_total, total, weight, ctx.eps, ctx.dtype, ctx.backend)
+    d_residual, d_x, d_weight = call(_BACKWARD, torch.is_grad_enabled(), *arguments)
     return d_residual if ctx.dtype == total.dtype else d_x, d_residual, d_weight, None, None, None
 
 
-def _refuse_twice(ctx: Any, *_: Tensor) -> None:
+def _refuse_twice(ctx: Any, *_: Tensor | None) -> NoReturn:
     raise RuntimeError("add_rms_norm cannot be differentiated twice: its backward is a closed form of its own")
 
 
-def _define(schema: str, implementation: Any, fake: Any) -> None:
-    name = schema.partition("(")[0]
-    _LIBRARY.define(schema, tags=_TAGS)
-    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"selective_ssm::{name}", fake, lib=_LIBRARY)
-
-
-_define(
+_FORWARD = define(
     "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, ScalarType dtype, str? backend)"
     " -> (Tensor y, Tensor total)",
     _forward,
     _fake_forward,
 )
-_define(
+_BACKWARD = define(
     "add_rms_norm_backward(Tensor d_y, Tensor? d_total, Tensor total, Tensor weight, float eps, ScalarType dtype,"
     " str? backend) -> (Tensor d_residual, Tensor d_x, Tensor d_weight)",
     _backward,
     _fake_backward,
 )
-torch.library.register_autograd(_NAME, _differentiate, setup_context=_remember, lib=_LIBRARY)
-torch.library.register_autograd(f"{_NAME}_backward", _refuse_twice, lib=_LIBRARY)
+differentiate(_FORWARD, _differentiate, _remember)
+differentiate(_BACKWARD, _refuse_twice)

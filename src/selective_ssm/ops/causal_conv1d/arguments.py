@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import checks
-from selective_ssm.ops.causal_conv1d.inputs import Inputs, StepInputs
+from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 
 
 def check_conv(inputs: Inputs, activation: str | None) -> None:
@@ -23,16 +23,15 @@ def check_conv(inputs: Inputs, activation: str | None) -> None:
         checks.tensor("initial_state", initial_state, (first, "D", "H"), sizes, kinds, x.device)
 
 
-def check_step(state: Tensor, inputs: StepInputs, state_indices: Tensor | None, activation: str | None) -> None:
-    """Raises ValueError or TypeError where the arguments of `causal_conv1d_step` do not fit together."""
+def check_step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> None:
+    """Raises ValueError or TypeError where the arguments of `causal_conv1d_step` do not fit, but for slots' values."""
     x, weight, _ = inputs
-    kinds = _check_common(inputs, "BD", activation)
+    kinds = _check_common(inputs, "BD", options.activation)
     batch, channels = x.shape
     first, rows = ("B", batch) if state_indices is None else ("slots", checks.sizes_of(state, 3)[0])
     checks.tensor("state", state, (first, "D", "H"), (rows, channels, weight.shape[1] - 1), kinds, x.device)
     if state_indices is not None:
-        checks.device("state_indices", state_indices, x.device)
-        checks.state_indices(state_indices, batch, state.shape[0])
+        checks.tensor("state_indices", state_indices, "B", (batch,), checks.INDEX_DTYPES, x.device)
 
 
 def _check_common(inputs: Inputs | StepInputs, legend: str, activation: str | None) -> tuple[torch.dtype, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from torch import Tensor
 from selective_ssm.ops import nvrtc
 from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.causal_conv1d.plan import THREADS, Plan, plan
+from selective_ssm.ops.layouts import Layouts, layouts_of
+from selective_ssm.ops.parameters import Parameters
 
 _FOLDER = Path(__file__).parent
 _WORDS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -37,12 +39,12 @@ _COMMON = _fields(
 )
 
 
-class _Forward(ctypes.Structure):
-    _fields_ = [*_COMMON, *_fields(pointers="out final_state", sizes="out_batch out_token")]
+class _Forward(Parameters):
+    _fields_: ClassVar = [*_COMMON, *_fields(pointers="out final_state", sizes="out_batch out_token")]
 
 
-class _Backward(ctypes.Structure):
-    _fields_ = [
+class _Backward(Parameters):
+    _fields_: ClassVar = [
         *_COMMON,
         *_fields(
             pointers="d_out d_final d_x d_state partials",
@@ -51,12 +53,12 @@ class _Backward(ctypes.Structure):
     ]
 
 
-class _Sum(ctypes.Structure):
-    _fields_ = _fields(pointers="partials d_weight d_bias", numbers="groups columns lanes channels")
+class _Sum(Parameters):
+    _fields_: ClassVar = _fields(pointers="partials d_weight d_bias", numbers="groups columns lanes channels")
 
 
-class _Step(ctypes.Structure):
-    _fields_ = _fields(
+class _Step(Parameters):
+    _fields_: ClassVar = _fields(
         pointers="out state x weight bias slots",
         sizes="x_row state_slot state_channel state_entry weight_channel weight_tap bias_channel slots_row",
         numbers="channels slot_count wide",
@@ -103,19 +105,19 @@ def _kernel(name: str, kind: _Kind, channels: int, unroll: int, min_blocks: int,
     return nvrtc.kernel(_FOLDER / "kernel.cu", name, defines, device, shared=4 * floats[name])
 
 
-@functools.cache
-def _step_kernel(
-    x: torch.dtype,
-    weight: torch.dtype,
-    bias: torch.dtype | None,
-    state: torch.dtype,
-    width: int,
-    activation: str | None,
-    device: int,
-) -> nvrtc.Kernel:
-    kind = _Kind(x, weight, bias, state, width, activation)
+@functools.lru_cache(1024)
+def _prepared(layouts: Layouts, activation: str | None) -> tuple[nvrtc.Kernel, int, int, tuple[int, ...]]:
+    """What a step takes but for its addresses: the kernel, its blocks, its device, what is no pointer in `_Step`."""
+    state, x, weight, bias, slots = layouts
+    (batch, channels), x_strides, dtype, device = x
+    kind = _Kind(dtype, weight[2], bias[2] if bias else None, state[2], weight[0][1], activation)
     defines = (*kind.defines, ("THREADS", STEP_THREADS))
-    return nvrtc.kernel(_FOLDER / "step.cu", "causal_conv1d_step", defines, device)
+    kernel = nvrtc.kernel(_FOLDER / "step.cu", "causal_conv1d_step", defines, device.index)
+    sizes = (
+        x_strides[0], *state[1], *weight[1], bias[1][0] if bias else 0, slots[1][0] if slots else 0,
+        channels, state[0][0], bool(slots and slots[2] == torch.int64),
+    )  # fmt: skip
+    return kernel, batch * -(-channels // STEP_THREADS), device.index, sizes
 
 
 class _Rows(NamedTuple):
@@ -139,7 +141,7 @@ class _Call(NamedTuple):
 
     kind: _Kind
     plan: Plan
-    common: tuple[int | None, ...]  # the arguments of _COMMON
+    common: tuple[int, ...]  # the arguments of _COMMON
 
     @classmethod
     def of(cls, inputs: Inputs, options: Options, sequences: int, backward: bool, *rows: _Rows) -> _Call:
@@ -177,7 +179,7 @@ def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, None]:
     x_rows, out_rows = _Rows.of(x, options.reverse), _Rows.of(out, options.reverse)
     call = _Call.of(inputs, options, sequences, False, x_rows, out_rows)
     blocks = call.plan.columns * call.plan.tiles * x.shape[0]
-    parameters = _Forward(*call.common, out_rows.first, final.data_ptr(), out_rows.batch, out_rows.token)
+    parameters = _Forward.of(*call.common, out_rows.first, final.data_ptr(), out_rows.batch, out_rows.token)
     call.launch("causal_conv1d", blocks, parameters, x.get_device())
     return out, final, None
 
@@ -206,41 +208,32 @@ def backward(
     groups, device = tiles * x.shape[0], x.get_device()
     part = lanes * own * (width + 1)  # what a block leaves of the gradients of weight and bias
     partials = torch.empty(groups * columns * part, dtype=torch.float32, device=x.device)
-    parameters = _Backward(
+    parameters = _Backward.of(
         *call.common,
         d_out_rows.first, _address(d_final), d_x_rows.first, _address(d_state), partials.data_ptr(),
         d_out_rows.batch, d_out_rows.token, *_strides(d_final), d_x_rows.batch, d_x_rows.token,
     )  # fmt: skip
     call.launch("causal_conv1d_backward", groups * columns, parameters, device)
-    summed = _Sum(partials.data_ptr(), d_weight.data_ptr(), _address(d_bias), groups, columns, lanes, channels)
+    summed = _Sum.of(partials.data_ptr(), d_weight.data_ptr(), _address(d_bias), groups, columns, lanes, channels)
     call.launch("causal_conv1d_sum", -(-columns * part // 32), summed, device, SUM_THREADS)
     return d_x, d_weight, d_bias, d_state
 
 
-def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> Tensor:
+def step(
+    state: Tensor,
+    inputs: StepInputs,
+    options: Options,
+    state_indices: Tensor | None,
+    layouts: Layouts | None = None,
+) -> Tensor:
     """One token: updates `state` (slots, D, K - 1) in place and returns out (B, D)."""
     x, weight, bias = inputs
-    batch, channels = x.shape
-    device = x.get_device()
+    if layouts is None:
+        layouts = layouts_of(state, *inputs, state_indices)
+    kernel, blocks, device, sizes = _prepared(layouts, options.activation)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    slot, channel, entry = state.stride()
-    weight_channel, tap = weight.stride()
-    parameters = _Step(
-        out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr(), _address(bias), _address(state_indices),
-        x.stride(0), slot, channel, entry, weight_channel, tap, 0 if bias is None else bias.stride(0),
-        0 if state_indices is None else state_indices.stride(0),
-        channels, state.shape[0], state_indices is not None and state_indices.dtype == torch.int64,
-    )  # fmt: skip
-    kernel = _step_kernel(
-        x.dtype,
-        weight.dtype,
-        None if bias is None else bias.dtype,
-        state.dtype,
-        weight.shape[1],
-        options.activation,
-        device,
-    )
-    blocks = batch * -(-channels // STEP_THREADS)
+    addresses = (out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr())
+    parameters = _Step.of(*addresses, _address(bias), _address(state_indices), *sizes)
     stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
     kernel((blocks, 1, 1), STEP_THREADS, parameters, stream)
     return out
@@ -261,8 +254,8 @@ def _count_sequences(inputs: Inputs) -> int:
     return 1 if inputs.cu_seqlens is None else inputs.cu_seqlens.shape[0] - 1
 
 
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def _strides(states: Tensor | None) -> tuple[int, ...]:

@@ -26,7 +26,14 @@ def _is_complex(inputs: Inputs | StepInputs) -> bool:
 
 
 _CONV = Operator(
-    "causal_conv1d", Inputs, StepInputs, Options, _zero_state, _is_complex, {"cuda": cuda, "reference": reference}
+    "causal_conv1d",
+    Inputs,
+    StepInputs,
+    Options,
+    _zero_state,
+    _is_complex,
+    check_step,
+    {"cuda": cuda, "reference": reference},
 )
 
 
@@ -115,7 +122,5 @@ def causal_conv1d_step(
         >>> [causal_conv1d_step(state, torch.tensor([[x]]), torch.tensor([[10.0, 1.0]])).item() for x in (1.0, 2.0)]
         [1.0, 12.0]
     """
-    inputs = StepInputs(x, weight, bias)
-    check_step(state, inputs, state_indices, activation)
-    inputs = checks.autocast(inputs, ("x",))
+    inputs = checks.autocast(StepInputs(x, weight, bias), ("x",))
     return _CONV.step(state, inputs, Options(activation, False), state_indices, backend)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from selective_ssm.ops import sequences
 from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
+from selective_ssm.ops.layouts import Layouts
 from selective_ssm.ops.sequences import Order
 from selective_ssm.ops.slots import step_in_slots
 
@@ -64,7 +65,13 @@ def backward(
     )
 
 
-def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> Tensor:
+def step(
+    state: Tensor,
+    inputs: StepInputs,
+    options: Options,
+    state_indices: Tensor | None,
+    layouts: Layouts | None = None,
+) -> Tensor:
     """One token: updates `state` (slots, D, K - 1) in place and returns out (B, D)."""
     if state_indices is None:
         return _step(state, inputs, options)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from selective_ssm.ops import checks
 from selective_ssm.ops.checks import Sizes
-from selective_ssm.ops.selective_scan.inputs import Inputs, StepInputs
+from selective_ssm.ops.selective_scan.inputs import Inputs, Options, StepInputs
 
 _DOUBLE = (torch.float64,)
 _RATES = (torch.float32, torch.complex64)
@@ -27,15 +27,14 @@ def check_scan(inputs: Inputs, discretization: str) -> None:
         checks.tensor("initial_state", initial_state, (first, "D", "N"), (rows, *A.shape), (A.dtype,), u.device)
 
 
-def check_step(state: Tensor, inputs: StepInputs, state_indices: Tensor | None, discretization: str) -> None:
-    """Raises ValueError or TypeError where the arguments of `selective_scan_step` do not fit together."""
+def check_step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> None:
+    """Raises ValueError or TypeError where the arguments of `selective_scan_step` do not fit, but for slots' values."""
     u, A = inputs.u, inputs.A
-    _check_common(inputs, "BD", discretization)
+    _check_common(inputs, "BD", options.discretization)
     first, rows = ("B", u.shape[0]) if state_indices is None else ("slots", checks.sizes_of(state, 3)[0])
     checks.tensor("state", state, (first, "D", "N"), (rows, *A.shape), (A.dtype,), u.device)
     if state_indices is not None:
-        checks.device("state_indices", state_indices, u.device)
-        checks.state_indices(state_indices, u.shape[0], state.shape[0])
+        checks.tensor("state_indices", state_indices, "B", u.shape[:1], checks.INDEX_DTYPES, u.device)
 
 
 def _check_common(inputs: Inputs | StepInputs, legend: str, discretization: str) -> None:
@@ -76,7 +75,7 @@ def _check_map(
     kinds: tuple[torch.dtype, ...],
     where: torch.device,
 ) -> int | None:
-    """B or C: as `legend`, which knows no groups, or with G before N, or time-invariant. Returns G, None for the last."""
+    """B or C: as `legend`, which knows no groups, with G before N, or time-invariant. Returns G, None for the last."""
     axes, groups = x.dim(), 1
     if axes == len(sizes) + 1:
         groups = x.shape[-2]

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
+import operator
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from selective_ssm.ops import nvrtc
+from selective_ssm.ops.parameters import Parameters
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from selective_ssm.ops.selective_scan.operands import count_groups
 from selective_ssm.ops.selective_scan.plan import CHUNK, STATES, THREADS, Plan, plan_backward, plan_forward, slots
@@ -42,16 +45,16 @@ def _fields(pointers: str, strides: str, numbers: str) -> list[tuple[str, type]]
     ]
 
 
-class _Forward(ctypes.Structure):
-    _fields_ = _fields(
+class _Forward(Parameters):
+    _fields_: ClassVar = _fields(
         "u delta z B C A D delta_bias initial offsets out final kept piece_state piece_time",
         "u_stride delta_stride z_stride B_stride C_stride out_stride",
         "channels groups sequences pieces kept_states wide_offsets reverse",
     )
 
 
-class _Backward(ctypes.Structure):
-    _fields_ = _fields(
+class _Backward(Parameters):
+    _fields_: ClassVar = _fields(
         "d_out u delta z B C A D delta_bias initial offsets kept d_final d_u d_delta d_z d_initial"
         " B_parts C_parts A_parts D_parts bias_parts piece_grad piece_time",
         "d_out_stride u_stride delta_stride z_stride B_stride C_stride out_stride",
@@ -69,8 +72,8 @@ class _Job(ctypes.Structure):
     ]
 
 
-class _Sum(ctypes.Structure):
-    _fields_ = [("jobs", _Job * 5)]
+class _Sum(Parameters):
+    _fields_: ClassVar = [(f"job_{i}", _Job) for i in range(5)]
 
 
 class _Kind(NamedTuple):
@@ -88,16 +91,6 @@ class _Kind(NamedTuple):
     C_fixed: bool
     aligned: bool
     maps_aligned: bool
-
-    @classmethod
-    def of(cls, inputs: Inputs, options: Options, groups: int, d_out: Tensor | None = None) -> _Kind:
-        u, delta, A, B, C, _, z, *_ = inputs
-        return cls(
-            u.dtype, delta.dtype, None if z is None else z.dtype, B.dtype, C.dtype, A.shape[1],
-            options.delta_softplus, options.discretization == "zoh", B.dim() == 2, C.dim() == 2,
-            u.shape[-1] // groups % 8 == 0 and _in_vectors(u, delta, z, d_out),
-            A.shape[1] % 8 == 0 and _in_vectors(B, C),
-        )  # fmt: skip
 
     @property
     def passes(self) -> int:
@@ -148,7 +141,11 @@ def _parts(kind: _Kind) -> int:
 def _kernel(source: str, name: str, kind: _Kind, plan: Plan, device: int) -> nvrtc.Kernel:
     if source == "forward.cu":
         shared = _forward_shared(kind, plan)
-        extra = (("STEPS", plan.steps), ("UNROLLED", 16), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))
+        extra = (
+            ("STEPS", plan.steps),
+            ("UNROLLED", plan.unrolled),
+            ("MIN_BLOCKS", plan.blocks_a_multiprocessor if kind.passes == 1 else 1),
+        )
     else:
         shared = _backward_shared(kind, plan)
         extra = (("PARTS", _parts(kind)), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))
@@ -162,23 +159,27 @@ def _multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
+@functools.cache
+def _sum_kernel(device: int) -> nvrtc.Kernel:
+    return nvrtc.kernel(_FOLDER / "sum.cu", "sum_parts", (), device)
 
 
-def _strides(x: Tensor | None) -> _Strides:
-    """Of a (B, L, D) or (B, L, G, N) tensor; a time-invariant map (D, N) has none."""
-    if x is None or x.dim() == 2:
-        return _Strides(0, 0, 0)
-    return _Strides(*x.stride()[:3]) if x.dim() == 4 else _Strides(x.stride(0), x.stride(1), 0)
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
-def _in_vectors(*tensors: Tensor | None) -> bool:
-    """Whether every row of these begins at a multiple of 16 bytes."""
-    return all(
-        x is None or (x.data_ptr() % 16 == 0 and all(s * x.element_size() % 16 == 0 for s in x.stride()[:-1]))
-        for x in tensors
-    )
+def _rows(x: Tensor | None) -> tuple[int, tuple[int, int, int], int]:
+    """Where the rows of a (B, L, D), (B, L, N) or (B, L, G, N) tensor lie; those of a (D, N) one follow each other.
+
+    Its address, its strides along batch, length and groups, and the bits of all these in bytes.
+    """
+    if x is None:
+        return 0, (0, 0, 0), 0
+    address, strides = x.data_ptr(), x.stride()
+    if len(strides) == 2:
+        return address, (0, 0, 0), address | strides[0] * x.itemsize
+    batch, row, group = strides[:3] if len(strides) == 4 else (*strides[:2], 0)
+    return address, (batch, row, group), address | (batch | row | group) * x.itemsize
 
 
 class _Call(NamedTuple):
@@ -190,35 +191,44 @@ class _Call(NamedTuple):
     groups: int
     sequences: int
     multiprocessors: int
+    pointers: tuple[int, ...]  # of the tensors with rows, in the order of the structures' fields
+    strides: tuple[int, ...]
 
     @classmethod
-    def of(cls, inputs: Inputs, options: Options, plan: Callable[..., Plan], d_out: Tensor | None = None) -> _Call:
-        u, offsets = inputs.u, inputs.cu_seqlens
-        sequences = u.shape[0] if offsets is None else offsets.shape[0] - 1
-        device, groups = u.get_device(), count_groups(inputs)
+    def of(cls, inputs: Inputs, options: Options, plan: Callable[..., Plan], *others: Tensor) -> _Call:
+        """`others` are sequences that are read too."""
+        u, delta, A, B, C, _, z, _, _, offsets = inputs
+        batch, length, channels = u.shape
+        sequences = batch if offsets is None else offsets.shape[0] - 1
+        device, groups, (_, states) = u.get_device(), count_groups(inputs), A.shape
         multiprocessors = _multiprocessors(device)
-        chosen = plan(sequences, u.shape[1], u.shape[2], groups, multiprocessors)
-        return cls(_Kind.of(inputs, options, groups, d_out), chosen, device, groups, sequences, multiprocessors)
+        chosen = plan(sequences, length, channels, groups, multiprocessors)
+        pointers, strides, bits = zip(*map(_rows, (*others, u, delta, z, B, C)), strict=True)
+        *sequence_bits, B_bits, C_bits = bits
+        softplus, _, discretization = options
+        kind = _Kind(
+            u.dtype, delta.dtype, None if z is None else z.dtype, B.dtype, C.dtype, states,
+            softplus, discretization == "zoh", B.dim() == 2, C.dim() == 2,
+            channels // groups % 8 == 0 and functools.reduce(operator.or_, sequence_bits) % 16 == 0,
+            states % 8 == 0 and (B_bits | C_bits) % 16 == 0,
+        )  # fmt: skip
+        return cls(kind, chosen, device, groups, sequences, multiprocessors, pointers, tuple(itertools.chain(*strides)))
 
-    def launch(
-        self, source: str, name: str, blocks: int, parameters: ctypes.Structure, threads: int = THREADS
-    ) -> None:
+    def launch(self, source: str, name: str, blocks: int, parameters: ctypes.Structure, threads: int = THREADS) -> None:
         kernel = _kernel(source, name, self.kind, self.plan, self.device)
-        kernel((blocks, 1, 1), threads, parameters, torch._C._cuda_getCurrentRawStream(self.device))
+        stream = torch._C._cuda_getCurrentRawStream(self.device)  # pyright: ignore[reportPrivateUsage]
+        kernel((blocks, 1, 1), threads, parameters, stream)
 
 
 def _contiguous(inputs: Inputs) -> Inputs:
     """With the small tensors laid out as the kernels read them."""
-    _, _, A, B, C, D, _, delta_bias, initial_state, offsets = inputs
-    return inputs._replace(
-        A=A.contiguous(),
-        B=B.contiguous() if B.dim() == 2 else B,
-        C=C.contiguous() if C.dim() == 2 else C,
-        D=None if D is None else D.contiguous(),
-        delta_bias=None if delta_bias is None else delta_bias.contiguous(),
-        initial_state=None if initial_state is None else initial_state.contiguous(),
-        cu_seqlens=None if offsets is None else offsets.contiguous(),
-    )
+    u, delta, A, B, C, D, z, delta_bias, initial_state, offsets = inputs
+    return Inputs(
+        u, delta, A.contiguous(), B.contiguous() if B.dim() == 2 else B, C.contiguous() if C.dim() == 2 else C,
+        None if D is None else D.contiguous(), z, None if delta_bias is None else delta_bias.contiguous(),
+        None if initial_state is None else initial_state.contiguous(),
+        None if offsets is None else offsets.contiguous(),
+    )  # fmt: skip
 
 
 def saved_shape(inputs: Inputs) -> tuple[int, ...]:
@@ -230,18 +240,18 @@ def saved_shape(inputs: Inputs) -> tuple[int, ...]:
 def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     """Returns out (B, L, D), the final states (B or S, D, N), and the states that `backward` starts from."""
     inputs = _contiguous(inputs)
-    u, delta, A, B, C, D, z, delta_bias, initial, offsets = inputs
+    u, _, A, _, _, D, _, delta_bias, initial, offsets = inputs
     batch, length, channels = u.shape
     call = _Call.of(inputs, options, plan_forward)
     pieces = call.plan.pieces
-    out = u.new_empty(u.shape)
+    out = u.new_empty(batch, length, channels)
     final = A.new_empty(call.sequences, *A.shape)
-    kept = A.new_empty(saved_shape(inputs))
+    kept = A.new_empty(*saved_shape(inputs))
     piece_state = A.new_empty(call.sequences, pieces, *A.shape) if pieces > 1 else None
     piece_time = A.new_empty(call.sequences, pieces, channels) if pieces > 1 else None
-    parameters = _Forward(
-        *map(_pointer, (u, delta, z, B, C, A, D, delta_bias, initial, offsets, out, final, kept, piece_state, piece_time)),
-        *map(_strides, (u, delta, z, B, C, out)),
+    parameters = _Forward.of(
+        *call.pointers, *map(_pointer, (A, D, delta_bias, initial, offsets, out, final, kept, piece_state, piece_time)),
+        *call.strides, length * channels, channels, 0,
         length, channels, call.groups, call.sequences, pieces, kept.shape[1],
         offsets is not None and offsets.dtype == torch.int64, options.reverse,
     )  # fmt: skip
@@ -265,8 +275,8 @@ def backward(
     call = _Call.of(inputs, options, plan_backward, d_out)
     pieces, groups = call.plan.pieces, call.groups
     d_final = None if d_final is None else d_final.contiguous()
-    d_u, d_delta = u.new_empty(u.shape), delta.new_empty(delta.shape)
-    d_z = None if z is None else z.new_empty(z.shape)
+    d_u, d_delta = u.new_empty(*u.shape), delta.new_empty(*u.shape)
+    d_z = None if z is None else z.new_empty(*u.shape)
     d_initial = None if initial is None else torch.empty_like(initial)
 
     lots = slots(call.plan, call.sequences, channels, groups, call.multiprocessors)
@@ -274,7 +284,7 @@ def backward(
     blocks = call.plan.blocks(channels, groups)
 
     def parts_of_map(x: Tensor, fixed: bool) -> Tensor:
-        return A.new_empty((parts, *x.shape) if fixed else (blocks // groups, *x.shape))
+        return A.new_empty(parts if fixed else blocks // groups, *x.shape)
 
     B_parts, C_parts = parts_of_map(B, call.kind.B_fixed), parts_of_map(C, call.kind.C_fixed)
     A_parts = A.new_empty(parts, *A.shape)
@@ -282,11 +292,11 @@ def backward(
     bias_parts = None if delta_bias is None else A.new_empty(parts, channels)
     piece_grad = A.new_empty(call.sequences, pieces, *A.shape) if pieces > 1 else None
     piece_time = A.new_empty(call.sequences, pieces, channels) if pieces > 1 else None
-    parameters = _Backward(
-        *map(_pointer, (d_out, u, delta, z, B, C, A, D, delta_bias, initial, offsets, saved, d_final)),
+    parameters = _Backward.of(
+        *call.pointers, *map(_pointer, (A, D, delta_bias, initial, offsets, saved, d_final)),
         *map(_pointer, (d_u, d_delta, d_z, d_initial)),
         *map(_pointer, (B_parts, C_parts, A_parts, D_parts, bias_parts, piece_grad, piece_time)),
-        *map(_strides, (d_out, u, delta, z, B, C, d_u)),
+        *call.strides, length * channels, channels, 0,
         length, channels, groups, batch, call.sequences, lots, pieces, saved.shape[1],
         offsets is not None and offsets.dtype == torch.int64, options.reverse,
     )  # fmt: skip
@@ -303,14 +313,18 @@ def backward(
 
 def _sum(sums: list[tuple[Tensor | None, Tensor | None]], device: int) -> list[Tensor | None]:
     """Each (parts, ...) tensor summed over its parts, in the dtype of the tensor beside it."""
-    totals = [None if x is None else x.new_empty(x.shape) for _, x in sums]
-    jobs = (_Job * 5)()
+    totals: list[Tensor | None] = []
+    jobs: list[int] = []
     blocks = 0
-    for job, (parts, _), total in zip(jobs, sums, totals, strict=True):
-        if parts is not None and total is not None:
-            job.parts, job.total = parts.data_ptr(), total.data_ptr()
-            job.count, job.part_count, job.format = total.numel(), parts.shape[0], _FORMATS[total.dtype]
-            blocks += -(-total.numel() // 256)
-    kernel = nvrtc.kernel(_FOLDER / "sum.cu", "sum_parts", (), device)
-    kernel((blocks, 1, 1), 256, _Sum(jobs), torch._C._cuda_getCurrentRawStream(device))
+    for parts, like in sums:
+        if parts is None or like is None:
+            totals.append(None)
+            jobs += (0, 0, 0, 0, 0)
+            continue
+        total, count = like.new_empty(*like.shape), like.numel()
+        totals.append(total)
+        jobs += (parts.data_ptr(), total.data_ptr(), count, parts.shape[0], _FORMATS[total.dtype])
+        blocks += -(-count // 256)
+    stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+    _sum_kernel(device)((blocks, 1, 1), 256, _Sum.of(*jobs), stream)
     return totals

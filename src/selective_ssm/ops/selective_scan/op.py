@@ -23,7 +23,6 @@ from selective_ssm.ops.selective_scan import cuda, reference
 from selective_ssm.ops.selective_scan.arguments import check_scan, check_step
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options, StepInputs
 
-
 _CAST = ("u", "delta", "B", "C", "z")
 """What autocast makes low; the other parameters stay as they are."""
 
@@ -37,7 +36,14 @@ def _is_complex(inputs: Inputs | StepInputs) -> bool:
 
 
 _SCAN = Operator(
-    "selective_scan", Inputs, StepInputs, Options, _zero_state, _is_complex, {"cuda": cuda, "reference": reference}
+    "selective_scan",
+    Inputs,
+    StepInputs,
+    Options,
+    _zero_state,
+    _is_complex,
+    check_step,
+    {"cuda": cuda, "reference": reference},
 )
 
 
@@ -158,9 +164,7 @@ def selective_scan_step(
         >>> out[0, 0]
         tensor(1.5032)
     """
-    inputs = StepInputs(u, delta, A, B, C, D, z, delta_bias)
-    check_step(state, inputs, state_indices, discretization)
-    inputs = checks.autocast(inputs, _CAST)
+    inputs = checks.autocast(StepInputs(u, delta, A, B, C, D, z, delta_bias), _CAST)
     return _SCAN.step(state, inputs, Options(delta_softplus, False, discretization), state_indices, backend)
 
 
@@ -222,4 +226,3 @@ def selective_scan_fn(
     if isinstance(result, tuple):
         return result[0].transpose(1, 2), result[1]
     return result.transpose(1, 2)
-

@@ -138,7 +138,8 @@ def grouped(x: Tensor, groups: int) -> Tensor:
 
 def count_groups(inputs: Inputs) -> int:
     """G, which B and C agree on where both have it."""
-    return max(x.shape[2] if x.dim() == 4 else 1 for x in (inputs.B, inputs.C))
+    B, C = inputs.B.shape, inputs.C.shape
+    return max(B[2] if len(B) == 4 else 1, C[2] if len(C) == 4 else 1)
 
 
 def at(x: Tensor, block: slice) -> Tensor:

@@ -8,6 +8,7 @@ instructions a state costs (sums over lanes, loads that serve fewer states): so 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,13 +41,26 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Tokens of a tile of the forward pass: one or two times 8 channels of a token for each thread."""
-        return {1: 16, 2: 32, 4: 32, 8: 64, 16: 64}[self.lanes]
+        """Tokens of a tile of the forward pass: one or two times 8 channels of a token for each helper."""
+        return {2: 32, 4: 32, 8: 64}[self.lanes]
+
+    @property
+    def unrolled(self) -> int:
+        """Tokens that the forward pass scans before it writes their sums."""
+        return 32 if self.lanes == 8 else 16
+
+    @property
+    def blocks_a_multiprocessor(self) -> int:
+        """For how many the forward pass leaves registers."""
+        return 3 if self.lanes == 4 else 2
 
     def blocks(self, channels: int, groups: int) -> int:
         """Blocks for all channels; none straddles groups, whose maps differ."""
         return groups * -(-channels // groups // self.channels)
 
+
+_FULL_ENOUGH = {2: 0.9, 4: 0.45}
+"""The share of the warps wanted with which so many lanes a channel are still faster than twice as many."""
 
 _overridden: dict[str, Any] = {}
 
@@ -66,24 +80,36 @@ def plan_forward(sequences: int, length: int, channels: int, groups: int, multip
 
     Example:
         >>> plan_forward(8, 2048, 2048, 1, 132), plan_forward(1, 2048, 4096, 1, 132), plan_forward(1, 2**20, 1, 1, 132)
-        (Plan(lanes=2, pieces=1), Plan(lanes=8, pieces=1), Plan(lanes=8, pieces=256))
+        (Plan(lanes=2, pieces=1), Plan(lanes=4, pieces=1), Plan(lanes=8, pieces=264))
     """
+    chosen = _plan_forward(sequences, length, channels, groups, multiprocessors)
+    return replace(chosen, **_overridden) if _overridden else chosen
+
+
+@functools.lru_cache(1024)
+def _plan_forward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
     wanted = WARPS_A_MULTIPROCESSOR * multiprocessors
-    chosen = Plan(lanes=1, pieces=1)
-    while chosen.lanes < 8 and _warps(chosen, sequences, channels, groups) < 0.9 * wanted:
+    chosen = Plan(lanes=2, pieces=1)
+    while chosen.lanes < 8 and _warps(chosen, sequences, channels, groups) < _FULL_ENOUGH[chosen.lanes] * wanted:
         chosen = replace(chosen, lanes=2 * chosen.lanes)
     if 4 * _warps(chosen, sequences, channels, groups) < wanted:  # running the recurrence twice pays from here on
         chosen = _in_pieces(chosen, sequences, length, channels, groups, wanted)
-    return replace(chosen, **_overridden)
+    return chosen
 
 
 def plan_backward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
     """The same for the backward pass, which holds channels in one way only, that of tensor cores: 16 channels a warp."""
+    chosen = _plan_backward(sequences, length, channels, groups, multiprocessors)
+    return replace(chosen, **_overridden | {"lanes": 2}) if _overridden else chosen
+
+
+@functools.lru_cache(1024)
+def _plan_backward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
     wanted = WARPS_A_MULTIPROCESSOR * multiprocessors
     chosen = Plan(lanes=2, pieces=1)
     if 2 * _warps(chosen, sequences, channels, groups) < wanted:
         chosen = _in_pieces(chosen, sequences, length, channels, groups, wanted)
-    return replace(chosen, **_overridden | {"lanes": 2})
+    return chosen
 
 
 def _in_pieces(chosen: Plan, sequences: int, length: int, channels: int, groups: int, wanted: int) -> Plan:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from selective_ssm.ops import sequences
+from selective_ssm.ops.layouts import Layouts
 from selective_ssm.ops.selective_scan.discretization import decay, exprel, exprel_derivative
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.selective_scan.operands import (
@@ -98,7 +99,13 @@ def saved_shape(inputs: Inputs) -> tuple[int, ...]:
     return (sequences.count_segments(length, count, STEPS), batch, inputs.A.shape[1], groups, channels // groups)
 
 
-def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> Tensor:
+def step(
+    state: Tensor,
+    inputs: StepInputs,
+    options: Options,
+    state_indices: Tensor | None,
+    layouts: Layouts | None = None,
+) -> Tensor:
     """One token: updates `state` (slots, D, N) in place and returns out (B, D)."""
     batch = len(inputs.u)
     B, C = (x.unsqueeze(1) if x.dim() == 2 and len(x) == batch else x for x in (inputs.B, inputs.C))
@@ -262,5 +269,5 @@ def _real_part(x: Tensor) -> Tensor:
 
 
 def _real_where(gradient: Tensor, like: Tensor) -> Tensor:
-    """A real input's gradient is real, whatever the state; it has the input's shape, with or without an axis of groups."""
+    """A real input's gradient is real, whatever the state; and it has an axis of groups only where the input has."""
     return (gradient if like.is_complex() else _real_part(gradient)).to(like.dtype).view(like.shape)

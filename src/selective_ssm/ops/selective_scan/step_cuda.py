@@ -8,11 +8,13 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from selective_ssm.ops import nvrtc
+from selective_ssm.ops.layouts import Layout, Layouts, layouts_of
 from selective_ssm.ops.parameters import Parameters
 from selective_ssm.ops.selective_scan.inputs import Options, StepInputs
 
@@ -28,7 +30,7 @@ _WANTED_THREADS = 2**19  # a few times what the largest GPUs hold at once
 
 
 class _Step(Parameters):
-    _fields_ = [
+    _fields_: ClassVar = [
         (name, kind)
         for kind, names in (
             (ctypes.c_void_p, "out state u delta z A B C D delta_bias slots"),
@@ -40,35 +42,30 @@ class _Step(Parameters):
     ]
 
 
-def step(state: Tensor, inputs: StepInputs, options: Options, state_indices: Tensor | None) -> Tensor:
+def step(
+    state: Tensor,
+    inputs: StepInputs,
+    options: Options,
+    state_indices: Tensor | None,
+    layouts: Layouts | None = None,
+) -> Tensor:
     """One token: updates `state` (slots, D, N) in place and returns out (B, D)."""
     u, delta, A, B, C, D, z, delta_bias = inputs
     softplus, _, discretization = options
-    (batch, channels), (_, states), device = u.shape, A.shape, u.get_device()
+    if layouts is None:
+        layouts = layouts_of(state, *inputs, state_indices)
+    out = torch.empty_like(u, memory_format=torch.contiguous_format)
     A, D = A.contiguous(), None if D is None else D.contiguous()
     delta_bias = None if delta_bias is None else delta_bias.contiguous()
-    out = torch.empty_like(u, memory_format=torch.contiguous_format)
-    z_address, z_row, z_dtype = (0, 0, None) if z is None else (z.data_ptr(), z.stride()[0], z.dtype)
-    slots, slots_row, wide = 0, 0, False
-    if state_indices is not None:
-        slots, (slots_row,), wide = state_indices.data_ptr(), state_indices.stride(), state_indices.dtype == torch.int64
-    state_address, A_address = state.data_ptr(), A.data_ptr()
-    slot, channel, entry = state.stride()
-    B_address, B_row, B_group, B_share, B_offset = _map(B, batch, channels)
-    C_address, C_row, C_group, C_share, C_offset = _map(C, batch, channels)
-    offset = (state_address | A_address | 4 * slot | 4 * channel) % (4 * _VECTOR) | B_offset | C_offset
-    width = _VECTOR if offset == 0 and entry == 1 and states % _VECTOR == 0 else 1
-    kernel, lanes = _kernel(
-        u.dtype, delta.dtype, z_dtype, B.dtype, C.dtype, states, width, softplus, discretization, device
-    )
-    rows = min(max(batch * channels * lanes // _WANTED_THREADS, 1), _MOST_ROWS)
+    rates, state_address, B_address, C_address = A.data_ptr(), state.data_ptr(), B.data_ptr(), C.data_ptr()
+    offsets = (rates | state_address) % 16, B_address % 16, C_address % 16
+    kernel, blocks, device, sizes = _prepared(layouts, softplus, discretization, *offsets)
     parameters = _Step.of(
-        out.data_ptr(), state_address, u.data_ptr(), delta.data_ptr(), z_address, A_address, B_address, C_address,
-        0 if D is None else D.data_ptr(), 0 if delta_bias is None else delta_bias.data_ptr(), slots,
-        u.stride()[0], delta.stride()[0], z_row, slot, channel, entry, B_row, B_group, C_row, C_group, slots_row,
-        batch, channels, rows, B_share, C_share, state.shape[0], wide,
+        out.data_ptr(), state_address, u.data_ptr(), delta.data_ptr(), 0 if z is None else z.data_ptr(),
+        rates, B_address, C_address, 0 if D is None else D.data_ptr(),
+        0 if delta_bias is None else delta_bias.data_ptr(), 0 if state_indices is None else state_indices.data_ptr(),
+        *sizes,
     )  # fmt: skip
-    blocks = -(-channels * lanes // _THREADS) * -(-batch // rows)
     stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
     kernel((blocks, 1, 1), _THREADS, parameters, stream)
     return out
@@ -84,43 +81,44 @@ def lanes_of(states: int, width: int) -> int:
     return min(_WARP, 1 << (-(-states // (2 * width)) - 1).bit_length())
 
 
-def _map(x: Tensor, batch: int, channels: int) -> tuple[int, int, int, int, int]:
-    """How B or C is read; see `StepInputs`.
-
-    Its address, its strides along rows and groups, the channels of a group, and how far off from vectors it lies.
-    """
-    address, shape, strides = x.data_ptr(), x.shape, x.stride()
-    if len(shape) == 3:
-        row, group, share = strides[0], strides[1], channels // shape[1]
-    elif shape[0] == batch:
-        row, group, share = strides[0], 0, channels
-    else:
-        row, group, share = 0, strides[0], 1
-    size = x.itemsize
-    return address, row, group, share, (address | row * size | group * size) % (_VECTOR * size)
-
-
-@functools.cache
-def _kernel(
-    u: torch.dtype,
-    delta: torch.dtype,
-    z: torch.dtype | None,
-    B: torch.dtype,
-    C: torch.dtype,
-    states: int,
-    width: int,
+@functools.lru_cache(1024)
+def _prepared(
+    layouts: Layouts,
     softplus: bool,
     discretization: str,
-    device: int,
-) -> tuple[nvrtc.Kernel, int]:
-    """The kernel, and the threads of a channel."""
+    state_offset: int,
+    B_offset: int,
+    C_offset: int,
+) -> tuple[nvrtc.Kernel, int, int, tuple[int, ...]]:
+    """What a step takes but for its addresses: the kernel, its blocks, its device, and what is no pointer in `_Step`.
+
+    The offsets are of addresses from multiples of 16 bytes, those of the state and of A in one.
+    """
+    state, u, delta, A, B, C, _, z, _, slots = layouts
+    (batch, channels), u_strides, u_dtype, device = u
+    _, states = A[0]
+    slot, channel, entry = state[1]
+    B_row, B_group, B_share = _strides(B, batch, channels)
+    C_row, C_group, C_share = _strides(C, batch, channels)
+    aligned = (
+        (state_offset | 4 * slot | 4 * channel) % (4 * _VECTOR) == 0
+        and (B_offset | (B_row | B_group) * B[2].itemsize) % (_VECTOR * B[2].itemsize) == 0
+        and (C_offset | (C_row | C_group) * C[2].itemsize) % (_VECTOR * C[2].itemsize) == 0
+    )
+    width = _VECTOR if aligned and entry == 1 and states % _VECTOR == 0 else 1
     lanes = lanes_of(states, width)
+    rows = min(max(batch * channels * lanes // _WANTED_THREADS, 1), _MOST_ROWS)
+    sizes = (
+        u_strides[0], delta[1][0], z[1][0] if z else 0, slot, channel, entry,
+        B_row, B_group, C_row, C_group, slots[1][0] if slots else 0,
+        batch, channels, rows, B_share, C_share, state[0][0], bool(slots and slots[2] == torch.int64),
+    )  # fmt: skip
     defines = (
-        ("U", _WORDS[u]),
-        ("DELTA", _WORDS[delta]),
-        ("Z", _WORDS[z or u]),
-        ("B_MAP", _WORDS[B]),
-        ("C_MAP", _WORDS[C]),
+        ("U", _WORDS[u_dtype]),
+        ("DELTA", _WORDS[delta[2]]),
+        ("Z", _WORDS[z[2] if z else u_dtype]),
+        ("B_MAP", _WORDS[B[2]]),
+        ("C_MAP", _WORDS[C[2]]),
         ("N", states),
         ("LANES", lanes),
         ("WIDTH", width),
@@ -129,4 +127,15 @@ def _kernel(
         ("SOFTPLUS", int(softplus)),
         ("ZOH", int(discretization == "zoh")),
     )
-    return nvrtc.kernel(_SOURCE, "selective_scan_step", defines, device), lanes
+    kernel = nvrtc.kernel(_SOURCE, "selective_scan_step", defines, device.index)
+    return kernel, -(-channels * lanes // _THREADS) * -(-batch // rows), device.index, sizes
+
+
+def _strides(x: Layout, batch: int, channels: int) -> tuple[int, int, int]:
+    """How B or C is read (see `StepInputs`): its strides along rows and groups, and the channels of a group."""
+    shape, strides, *_ = x
+    if len(shape) == 3:
+        return strides[0], strides[1], channels // shape[1]
+    if shape[0] == batch:
+        return strides[0], 0, channels
+    return 0, strides[0], 1
