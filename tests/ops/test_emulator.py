@@ -103,19 +103,16 @@ def test_a_warp_multiplies_matrices(run: Run) -> None:
     assert torch.equal(y.view(16, 8), 1 + a.float() @ b.float())
 
 
-def test_a_warp_loads_matrices_transposed(run: Run) -> None:
-    x = whole_numbers(4, 8, 8, dtype=torch.float16)
-    load = """
-    for (int j = i; j < 256; j += 32) memory[j] = p.x[j];
-    sync_warp();
-    uint32 m[4];
-    load_matrices_transposed(m, memory + 8 * lane);
-    for (int k = 0; k < 4; k++) {
-        p.y[64 * k + 8 * (lane / 4) + 2 * (lane % 4)] = low_half<fp16>(m[k]);
-        p.y[64 * k + 8 * (lane / 4) + 2 * (lane % 4) + 1] = high_half<fp16>(m[k]);
-    }
+def test_a_warp_transposes_a_matrix(run: Run) -> None:
+    x = whole_numbers(8, 8, dtype=torch.float16)
+    body = """
+    if (i >= 32) return;
+    const fp16* at = p.x + 2 * lane;
+    const uint32 m = transpose(at[0].bits | uint32(at[1].bits) << 16);
+    p.y[2 * lane] = low_half<fp16>(m);
+    p.y[2 * lane + 1] = high_half<fp16>(m);
     """
-    assert torch.equal(run(load, x, size=256).view(4, 8, 8), x.float().transpose(1, 2))
+    assert torch.equal(run(body, x, size=64).view(8, 8), x.float().T)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -232,7 +229,6 @@ MISTAKES = {
     "*reinterpret_cast<Vector*>(memory + i) = Vector{};": "thread 1: .*:7 uses .* not aligned to 16 bytes",
     "copy_async(memory + 1, p.x);": "copy_async at line 7 is given .* not aligned to a vector",
     "copy_async(memory + 256, p.x);": "copy_async at line 7 is given 16 bytes at .* not in shared memory",
-    "uint32 m[4]; load_matrices_transposed(m, p.x);": "load_matrices_transposed at line 7 .* not in shared memory",
     "float v[8]; v[7 + i] = p.n; p.y[0] = v[i];": "thread 1: .*:7 uses entry 8 of a shorter array",
     "p.y[0] = int(gridDim.x) * 2000000000;": ":7 has a result that its whole number cannot hold",
     "if (lane < 16) sync_warp();": "lanes 0-15 wait in sync_warp at line 7, but lanes 16-31 have returned",

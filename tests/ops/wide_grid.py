@@ -206,6 +206,8 @@ def main() -> int:
     parser.add_argument("--longest", type=int, default=300_000, help="tokens of a case at most")
     parser.add_argument("--only", type=int, help="runs this case alone and prints all its ratios")
     given = parser.parse_args()
+    if (reason := nvrtc.explain()) is not None:
+        parser.error(f"no kernel can run here: {reason}")
     grid = Grid(given.seed, given.kinds, longest=given.longest)
     if given.only is not None:
         outcome = grid.outcome(given.only)

@@ -1,7 +1,7 @@
 """How a scan is laid out over a GPU: pure functions of sizes.
 
-Legend: a block of 128 threads serves 128 / lanes channels of one sequence; `lanes` neighbouring threads share a channel,
-each with 16 / lanes of 16 states. The more lanes, the more warps there are to hide each other's latencies, and the more
+Legend: a block serves 128 / lanes channels of one sequence; `lanes` neighbouring threads share a channel, each with
+16 / lanes of 16 states. The more lanes, the more warps there are to hide each other's latencies, and the more
 instructions a state costs (sums over lanes, loads that serve fewer states): so as few as fill the machine.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 THREADS = 128
 STATES = 16
 CHUNK = 64
-"""Tokens between two states that the forward pass keeps for the backward pass: at N = 16 one byte a token and channel."""
+"""Tokens between two states that the forward pass keeps for the backward pass: at N = 16 a byte a token and channel."""
 WARPS_A_MULTIPROCESSOR = 8
 """Two for each of a multiprocessor's four schedulers keep it busy."""
 
@@ -67,7 +67,7 @@ _overridden: dict[str, Any] = {}
 
 @contextlib.contextmanager
 def overridden(**fields: Any) -> Iterator[None]:
-    """Plans with these fields as given, for benchmarks: `with overridden(lanes=4): ...`."""
+    """Plans have these fields while it lasts: for benchmarks."""
     _overridden.update(fields)
     try:
         yield
@@ -98,7 +98,7 @@ def _plan_forward(sequences: int, length: int, channels: int, groups: int, multi
 
 
 def plan_backward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
-    """The same for the backward pass, which holds channels in one way only, that of tensor cores: 16 channels a warp."""
+    """The same backward, where channels are held in one way only, that of tensor cores: 16 channels a warp."""
     chosen = _plan_backward(sequences, length, channels, groups, multiprocessors)
     return replace(chosen, **_overridden | {"lanes": 2}) if _overridden else chosen
 
