@@ -58,8 +58,8 @@ def plan(batch: int, length: int, channels: int, width: int, itemsize: int, alig
     lanes = min(THREADS // runs, _power_of_two(vectors))
     return Plan(
         channels=own,
-        unroll=min(8, (32 if backward else 64) // (own * itemsize)),
-        min_blocks=3 if backward or width > 8 else 4,
+        unroll=min(4 if backward else 8, (32 if backward else 64) // (own * itemsize)),
+        min_blocks=4 if width <= (4 if backward else 8) else 3,
         lanes=lanes,
         run=run,
         columns=-(-vectors // lanes),

@@ -270,16 +270,18 @@ struct Backward {
     template <class T>
     __device__ __forceinline__ void widen(
         float (&to)[CHUNK][4][4], const T* map, Strides s, const Piece& piece, int64 from, int pass) {
-        const int half = threadIdx.x % 2, first = threadIdx.x / 2, n = pass * STATES + half * 8;
+        const int half = threadIdx.x % 2, n = pass * STATES + half * 8;
         const auto rows = rows_of(map, s, piece, p.reverse, group, n);
-        Octet<T, MAPS_ALIGNED> raw;
-        raw.fetch(rows.at(from + first), from + first < piece.length ? N - n : 0);
-        float x[8];
-        raw.get(x);
 #pragma unroll
-        for (int k = 0; k < 8; k += 2) write(&to[first][k / 2][half * 2], {x[k], x[k + 1]});
+        for (int t = threadIdx.x / 2; t < CHUNK; t += THREADS / 2) {
+            Octet<T, MAPS_ALIGNED> raw;
+            raw.fetch(rows.at(from + t), from + t < piece.length ? N - n : 0);
+            float x[8];
+            raw.get(x);
+#pragma unroll
+            for (int k = 0; k < 8; k += 2) write(&to[t][k / 2][half * 2], {x[k], x[k + 1]});
+        }
     }
-    static_assert(CHUNK * 2 == THREADS, "a thread widens one octet of a map");
 
     __device__ __forceinline__ void read_B(float (&x)[2][4], int t, int pass) const { read_map(x, shared.B, B_FIXED, fixed_B, t, pass); }
     __device__ __forceinline__ void read_C(float (&x)[2][4], int t, int pass) const { read_map(x, shared.C, C_FIXED, fixed_C, t, pass); }
@@ -502,32 +504,34 @@ struct Backward {
         }
     }
 
-    // The block's sums over channels of a run to memory.
+    // The block's sums over channels of a run to memory: a thread a pair of states of a token.
     __device__ __forceinline__ void write_maps(const Piece& piece, int64 from, int sub, int pass) const {
-        const int t = threadIdx.x / 16, n = threadIdx.x % 16 * 2;
-        float total[2] = {0.0f, 0.0f};
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            float x[2];
-            read(x, &shared.runs[sub][w].maps[t][(n + 8 * t) % 32]);
-            total[0] += x[0];
-            total[1] += x[1];
-        }
-        const int64 scanned = piece.from + from + sub * SUB + t;
-        const int state = pass * STATES + n % 16;
-        const bool is_B = n < 16;
-        if (from + sub * SUB + t >= piece.length || state >= N || (is_B ? B_FIXED : C_FIXED)) return;
-        const int64 token = piece.begin + (p.reverse ? piece.sequence_length - 1 - scanned : scanned);
-        const int64 rows = (int64(block_of_group) * p.batch + piece.batch) * p.length + token;
-        float* to = (is_B ? p.B_parts : p.C_parts) + (rows * p.groups + group) * N + state;
-        if (N % 2 == 0) {
-            write(to, total);
-        } else {
-            to[0] = total[0];
-            if (state + 1 < N) to[1] = total[1];
+        for (int i = threadIdx.x; i < SUB * 16; i += THREADS) {
+            const int t = i / 16, n = i % 16 * 2;
+            float total[2] = {0.0f, 0.0f};
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                float x[2];
+                read(x, &shared.runs[sub][w].maps[t][(n + 8 * t) % 32]);
+                total[0] += x[0];
+                total[1] += x[1];
+            }
+            const int64 scanned = piece.from + from + sub * SUB + t;
+            const int state = pass * STATES + n % 16;
+            const bool is_B = n < 16;
+            if (from + sub * SUB + t >= piece.length || state >= N || (is_B ? B_FIXED : C_FIXED)) continue;
+            const int64 token = piece.begin + (p.reverse ? piece.sequence_length - 1 - scanned : scanned);
+            const int64 rows = (int64(block_of_group) * p.batch + piece.batch) * p.length + token;
+            float* to = (is_B ? p.B_parts : p.C_parts) + (rows * p.groups + group) * N + state;
+            if (N % 2 == 0) {
+                write(to, total);
+            } else {
+                to[0] = total[0];
+                if (state + 1 < N) to[1] = total[1];
+            }
         }
     }
-    static_assert(SUB * 16 == THREADS, "a thread writes a pair of states of a token");
 
     // The gradients of u, delta and z of a chunk.
     __device__ __forceinline__ void finish(const Piece& piece, int64 from) {

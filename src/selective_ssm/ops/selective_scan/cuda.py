@@ -29,6 +29,7 @@ _FOLDER = Path(__file__).parent
 _WORDS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PARTS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 """How many bf16 numbers carry one of a gradient's sums."""
+_IN_TWO_ROLES = ("selective_scan_forward", "selective_scan_summary")  # whose blocks have scanners and helpers
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -103,6 +104,7 @@ class _Kind(NamedTuple):
             ("Z", _WORDS[self.z or self.u]),
             ("B_MAP", _WORDS[self.B]),
             ("C_MAP", _WORDS[self.C]),
+            ("THREADS", plan.threads),
             ("N", self.states),
             ("LANES", plan.lanes),
             ("HAS_Z", int(self.z is not None)),
@@ -128,8 +130,8 @@ def _backward_shared(kind: _Kind, plan: Plan) -> int:
     """The bytes of `Shared` in backward.cu."""
     tile = CHUNK * (2 * (plan.channels + 2) + 2 * (plan.channels + 8) + 2 * STATES)
     sums = 4 * (1 if kind.passes == 1 else CHUNK * plan.channels)
-    runs = CHUNK // 8 * THREADS * 8
-    totals = THREADS // 32 * plan.channels * 2
+    runs = CHUNK // 8 * plan.threads * 8
+    totals = plan.threads // 32 * plan.channels * 2
     return 4 * (tile + sums + runs + 2 * plan.channels + totals)
 
 
@@ -154,9 +156,16 @@ def _kernel(source: str, name: str, kind: _Kind, plan: Plan, device: int) -> nvr
     return nvrtc.kernel(_FOLDER / source, name, (*kind.defines(plan), *extra), device, shared)
 
 
+class _Machine(NamedTuple):
+    multiprocessors: int
+    shared: int  # bytes that a block can have
+
+
 @functools.cache
-def _multiprocessors(device: int) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _machine(device: int) -> _Machine:
+    properties = torch.cuda.get_device_properties(device)
+    least = 99 * 1024  # of the GPUs that serve; older torch does not tell
+    return _Machine(properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", least))
 
 
 @functools.cache
@@ -190,7 +199,7 @@ class _Call(NamedTuple):
     device: int
     groups: int
     sequences: int
-    multiprocessors: int
+    machine: _Machine
     pointers: tuple[int, ...]  # of the tensors with rows, in the order of the structures' fields
     strides: tuple[int, ...]
 
@@ -201,8 +210,7 @@ class _Call(NamedTuple):
         batch, length, channels = u.shape
         sequences = batch if offsets is None else offsets.shape[0] - 1
         device, groups, (_, states) = u.get_device(), count_groups(inputs), A.shape
-        multiprocessors = _multiprocessors(device)
-        chosen = plan(sequences, length, channels, groups, multiprocessors)
+        machine = _machine(device)
         pointers, strides, bits = zip(*map(_rows, (*others, u, delta, z, B, C)), strict=True)
         *sequence_bits, B_bits, C_bits = bits
         softplus, _, discretization = options
@@ -212,9 +220,13 @@ class _Call(NamedTuple):
             channels // groups % 8 == 0 and functools.reduce(operator.or_, sequence_bits) % 16 == 0,
             states % 8 == 0 and (B_bits | C_bits) % 16 == 0,
         )  # fmt: skip
-        return cls(kind, chosen, device, groups, sequences, multiprocessors, pointers, tuple(itertools.chain(*strides)))
+        chosen = plan(sequences, length, channels, groups, machine.multiprocessors)
+        if plan is plan_backward and _backward_shared(kind, chosen) > machine.shared:
+            chosen = plan(sequences, length, channels, groups, machine.multiprocessors, threads=THREADS // 2)
+        return cls(kind, chosen, device, groups, sequences, machine, pointers, tuple(itertools.chain(*strides)))
 
-    def launch(self, source: str, name: str, blocks: int, parameters: ctypes.Structure, threads: int = THREADS) -> None:
+    def launch(self, source: str, name: str, blocks: int, parameters: ctypes.Structure) -> None:
+        threads = self.plan.threads * (2 if name in _IN_TWO_ROLES else 1)
         kernel = _kernel(source, name, self.kind, self.plan, self.device)
         stream = torch._C._cuda_getCurrentRawStream(self.device)  # pyright: ignore[reportPrivateUsage]
         kernel((blocks, 1, 1), threads, parameters, stream)
@@ -257,10 +269,10 @@ def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     )  # fmt: skip
     blocks = call.plan.blocks(channels, call.groups) * call.sequences * pieces
     if pieces > 1:
-        call.launch("forward.cu", "selective_scan_summary", blocks, parameters, 2 * THREADS)
+        call.launch("forward.cu", "selective_scan_summary", blocks, parameters)
         states = call.sequences * A.numel()
-        call.launch("forward.cu", "selective_scan_hand_over", -(-states // THREADS), parameters)
-    call.launch("forward.cu", "selective_scan_forward", blocks, parameters, 2 * THREADS)
+        call.launch("forward.cu", "selective_scan_hand_over", -(-states // call.plan.threads), parameters)
+    call.launch("forward.cu", "selective_scan_forward", blocks, parameters)
     return out, final, kept
 
 
@@ -279,7 +291,7 @@ def backward(
     d_z = None if z is None else z.new_empty(*u.shape)
     d_initial = None if initial is None else torch.empty_like(initial)
 
-    lots = slots(call.plan, call.sequences, channels, groups, call.multiprocessors)
+    lots = slots(call.plan, call.sequences, channels, groups, call.machine.multiprocessors)
     parts = lots * pieces
     blocks = call.plan.blocks(channels, groups)
 
@@ -303,7 +315,7 @@ def backward(
     if pieces > 1:
         call.launch("backward.cu", "selective_scan_backward_summary", blocks * parts, parameters)
         states = call.sequences * A.numel()
-        call.launch("backward.cu", "selective_scan_backward_hand_over", -(-states // THREADS), parameters)
+        call.launch("backward.cu", "selective_scan_backward_hand_over", -(-states // call.plan.threads), parameters)
     call.launch("backward.cu", "selective_scan_backward", blocks * parts, parameters)
 
     sums = [(B_parts, B), (C_parts, C), (A_parts, A), (D_parts, D), (bias_parts, delta_bias)]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 THREADS = 128
+"""Of a block; of each of its two roles, forward."""
 STATES = 16
 CHUNK = 64
 """Tokens between two states that the forward pass keeps for the backward pass: at N = 16 a byte a token and channel."""
@@ -29,15 +30,17 @@ class Plan:
         lanes: threads that share a channel.
         pieces: into how many pieces each sequence is cut that run side by side. With more than one the recurrence is
             run twice: for the pieces' ends, then again from the states that these imply.
+        threads: of a block, or of each of its roles.
     """
 
     lanes: int
     pieces: int
+    threads: int = THREADS
 
     @property
     def channels(self) -> int:
         """Channels of a block."""
-        return THREADS // self.lanes
+        return self.threads // self.lanes
 
     @property
     def steps(self) -> int:
@@ -79,8 +82,10 @@ def plan_forward(sequences: int, length: int, channels: int, groups: int, multip
     """The plan for so many sequences, B or those in a pack, with L tokens in a row.
 
     Example:
-        >>> plan_forward(8, 2048, 2048, 1, 132), plan_forward(1, 2048, 4096, 1, 132), plan_forward(1, 2**20, 1, 1, 132)
-        (Plan(lanes=2, pieces=1), Plan(lanes=4, pieces=1), Plan(lanes=8, pieces=264))
+        >>> plan_forward(8, 2048, 2048, 1, 132)
+        Plan(lanes=2, pieces=1, threads=128)
+        >>> plan_forward(1, 2**20, 1, 1, 132)
+        Plan(lanes=8, pieces=264, threads=128)
     """
     chosen = _plan_forward(sequences, length, channels, groups, multiprocessors)
     return replace(chosen, **_overridden) if _overridden else chosen
@@ -97,16 +102,21 @@ def _plan_forward(sequences: int, length: int, channels: int, groups: int, multi
     return chosen
 
 
-def plan_backward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
-    """The same backward, where channels are held in one way only, that of tensor cores: 16 channels a warp."""
-    chosen = _plan_backward(sequences, length, channels, groups, multiprocessors)
+def plan_backward(
+    sequences: int, length: int, channels: int, groups: int, multiprocessors: int, threads: int = THREADS
+) -> Plan:
+    """The same backward, where channels are held in one way only, that of tensor cores: 16 channels a warp.
+
+    Half the threads serve where a block's shared memory is too small for all.
+    """
+    chosen = _plan_backward(sequences, length, channels, groups, multiprocessors, threads)
     return replace(chosen, **_overridden | {"lanes": 2}) if _overridden else chosen
 
 
 @functools.lru_cache(1024)
-def _plan_backward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
+def _plan_backward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int, threads: int) -> Plan:
     wanted = WARPS_A_MULTIPROCESSOR * multiprocessors
-    chosen = Plan(lanes=2, pieces=1)
+    chosen = Plan(lanes=2, pieces=1, threads=threads)
     if 2 * _warps(chosen, sequences, channels, groups) < wanted:
         chosen = _in_pieces(chosen, sequences, length, channels, groups, wanted)
     return chosen
@@ -118,11 +128,11 @@ def _in_pieces(chosen: Plan, sequences: int, length: int, channels: int, groups:
 
 
 def _warps(chosen: Plan, sequences: int, channels: int, groups: int) -> int:
-    return sequences * chosen.blocks(channels, groups) * (THREADS // 32)
+    return sequences * chosen.blocks(channels, groups) * (chosen.threads // 32)
 
 
 def slots(chosen: Plan, sequences: int, channels: int, groups: int, multiprocessors: int) -> int:
     """How many sequences of a pack are served side by side going backward; each slot keeps sums of its own."""
     wanted = 4 * WARPS_A_MULTIPROCESSOR * multiprocessors
-    each = chosen.pieces * chosen.blocks(channels, groups) * (THREADS // 32)
+    each = chosen.pieces * chosen.blocks(channels, groups) * (chosen.threads // 32)
     return min(sequences, -(-wanted // each))

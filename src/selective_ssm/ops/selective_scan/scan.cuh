@@ -4,12 +4,11 @@
 // A block of THREADS threads serves CHANNELS channels of one sequence. A channel is held by LANES neighbouring lanes of a
 // warp, each of which keeps PER_LANE of its 16 states in registers. More than 16 states are served 16 at a time.
 //
-// Macros: U, DELTA, Z, B_MAP, C_MAP (number types), N (states), LANES, and 0 or 1: HAS_Z, SOFTPLUS,
+// Macros: U, DELTA, Z, B_MAP, C_MAP (number types), THREADS, N (states), LANES, and 0 or 1: HAS_Z, SOFTPLUS,
 // ZOH, B_FIXED and C_FIXED (time-invariant maps), ALIGNED and MAPS_ALIGNED (see Octet).
 
 #include "maths.cuh"
 
-constexpr int THREADS = 128;
 constexpr int STATES = 16;
 constexpr int PASSES = (N + STATES - 1) / STATES;
 constexpr int PER_LANE = STATES / LANES;
