@@ -24,7 +24,9 @@ class Wanted(NamedTuple):
     threads: int
 
 
-def wanted_by(call: Callable[[], Any], *modules: ModuleType, multiprocessors: int = 132) -> list[Wanted]:
+def wanted_by(
+    call: Callable[[], Any], *modules: ModuleType, multiprocessors: int = 132, most_shared: int = 227 * 1024
+) -> list[Wanted]:
     """What `call` launches through the backends in `modules`, in order; its results mean nothing."""
     asked: list[Wanted] = []
 
@@ -37,12 +39,12 @@ def wanted_by(call: Callable[[], Any], *modules: ModuleType, multiprocessors: in
     with pytest.MonkeyPatch.context() as patch:
         emulate(patch, *modules)
         patch.setattr(nvrtc, "kernel", kernel)
-        with_multiprocessors(patch, multiprocessors)
+        with_multiprocessors(patch, multiprocessors, most_shared)
         call()
     return asked
 
 
-def with_multiprocessors(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """From here on torch says that a GPU has so many."""
-    properties = SimpleNamespace(multi_processor_count=count)
+def with_multiprocessors(monkeypatch: pytest.MonkeyPatch, count: int, shared: int = 227 * 1024) -> None:
+    """From here on torch says that a GPU has so many, and so many bytes of shared memory for a block."""
+    properties = SimpleNamespace(multi_processor_count=count, shared_memory_per_block_optin=shared)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
