@@ -37,8 +37,8 @@ _SCHEMA_TYPES = {
 class Backend(Protocol):
     """What a module must offer to run an operator; it is handed checked, non-empty inputs."""
 
-    def forward(self, inputs: Any, options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The output, the final state, and what `backward` will need."""
+    def forward(self, inputs: Any, options: Any, save: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The output, the final state, and, to `save`, what `backward` will need."""
         ...
 
     def backward(
@@ -134,7 +134,7 @@ class Operator:
         if inputs[0].numel() == 0:
             out, final_state, saved = *self._hand_through(inputs), None
         else:
-            out, final_state, saved = chosen.forward(inputs, options)
+            out, final_state, saved = chosen.forward(inputs, options, save)
         return _or_empty((out, final_state if return_final_state else None, saved if save else None), inputs[0])
 
     def _fake_forward(self, *arguments: Any) -> tuple[Tensor, ...]:

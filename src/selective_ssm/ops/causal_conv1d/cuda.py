@@ -169,7 +169,7 @@ class _Call(NamedTuple):
         kernel((blocks, 1, 1), threads, parameters, stream)
 
 
-def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, None]:
+def forward(inputs: Inputs, options: Options, save: bool = True) -> tuple[Tensor, Tensor, None]:
     """Returns out (B, L, D) and the final state (B or S, D, K - 1); `backward` needs nothing but the inputs."""
     inputs = _contiguous(inputs)
     x, (channels, width) = inputs.x, inputs.weight.shape

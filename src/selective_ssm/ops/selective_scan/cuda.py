@@ -249,8 +249,8 @@ def saved_shape(inputs: Inputs) -> tuple[int, ...]:
     return (batch, max(length - 1, 0) // CHUNK, channels, inputs.A.shape[1])
 
 
-def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns out (B, L, D), the final states (B or S, D, N), and the states that `backward` starts from."""
+def forward(inputs: Inputs, options: Options, save: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns out (B, L, D), the final states (B or S, D, N) and, to `save`, the states that `backward` needs."""
     inputs = _contiguous(inputs)
     u, _, A, _, _, D, _, delta_bias, initial, offsets = inputs
     batch, length, channels = u.shape
@@ -258,13 +258,13 @@ def forward(inputs: Inputs, options: Options) -> tuple[Tensor, Tensor, Tensor]:
     pieces = call.plan.pieces
     out = u.new_empty(batch, length, channels)
     final = A.new_empty(call.sequences, *A.shape)
-    kept = A.new_empty(*saved_shape(inputs))
+    kept = A.new_empty(*saved_shape(inputs)) if save else None
     piece_state = A.new_empty(call.sequences, pieces, *A.shape) if pieces > 1 else None
     piece_time = A.new_empty(call.sequences, pieces, channels) if pieces > 1 else None
     parameters = _Forward.of(
         *call.pointers, *map(_pointer, (A, D, delta_bias, initial, offsets, out, final, kept, piece_state, piece_time)),
         *call.strides, length * channels, channels, 0,
-        length, channels, call.groups, call.sequences, pieces, kept.shape[1],
+        length, channels, call.groups, call.sequences, pieces, saved_shape(inputs)[1],
         offsets is not None and offsets.dtype == torch.int64, options.reverse,
     )  # fmt: skip
     blocks = call.plan.blocks(channels, call.groups) * call.sequences * pieces

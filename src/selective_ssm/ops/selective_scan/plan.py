@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,7 +69,7 @@ _overridden: dict[str, Any] = {}
 
 
 @contextlib.contextmanager
-def overridden(**fields: Any) -> Iterator[None]:
+def overridden(**fields: Any) -> Generator[None]:
     """Plans have these fields while it lasts: for benchmarks."""
     _overridden.update(fields)
     try:
