@@ -56,6 +56,8 @@ def test_figures_go_to_the_screen_and_to_a_file(
     [
         (["host"], "'host' is timed on a GPU only, and the device is 'cpu': give --device cuda"),
         (["scan", "--peer", "sdpa,mamba"], "peer must be one of 'mamba_ssm', 'sdpa', got 'mamba'"),
+        (["scan", "--plan", "lanes=3"], "--plan has 'lanes=3'; expected for lanes one of 2, 4, 8"),
+        (["scan", "--plan", "pieces"], "--plan has 'pieces'; expected for pieces a positive number"),
         (["scan", "--plot", "true"], "only 'lengths' can be drawn, not 'scan'"),
     ],
 )

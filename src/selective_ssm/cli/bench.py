@@ -16,6 +16,7 @@ from selective_ssm.bench.subjects import DRAWN, subject
 from selective_ssm.cli.device import add_device
 from selective_ssm.errors import UserError, choice
 from selective_ssm.models.device import usable_device
+from selective_ssm.ops.selective_scan.plan import LANES, overridden
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -34,6 +35,9 @@ def add_arguments(parser: Parser) -> None:
         "--rounds", type=PositiveInt, default=5, help="how often each case is timed; the median is told"
     )
     parser.add_argument("--peer", type=str, help=f"what to time beside ours, on a GPU: {','.join(PEERS)}")
+    parser.add_argument(
+        "--plan", type=str, help="how scans are laid out on a GPU instead of as chosen: lanes=4,pieces=2"
+    )
     parser.add_argument("--plot", type=bool, default=False, help="draw the lengths beside their figures")
     parser.add_argument("--output", type=str, default=str(RESULTS), help="the folder of the results")
     add_device(parser)
@@ -53,7 +57,10 @@ def run(options: Namespace) -> None:
         raise UserError(f"only {', '.join(map(repr, DRAWN))} can be drawn, not '{options.subject}'")
     setup = Setup(device=device, rounds=options.rounds, peers=peers)
     before = state(device)
-    rows = [row for name in options.case or known for row in timed(known[name], setup)]
+    with overridden(**_plan(options.plan)):
+        rows = [row for name in options.case or known for row in timed(known[name], setup)]
+    if options.plan:
+        rows = [row | {"plan": options.plan} for row in rows]
     gpu = {"before": before, "after": state(device)} if before else None
     rich.print(table(rows, title=f"{options.subject} on {device_name(device)}"))
     path = write_report(Path(options.output), options.subject, device, rows, gpu)
@@ -61,3 +68,16 @@ def run(options: Namespace) -> None:
     if options.plot:
         DRAWN[options.subject](rows, path.with_suffix(".svg"))
         print(f"drawn in {path.with_suffix('.svg')}")
+
+
+def _plan(words: str | None) -> dict[str, int]:
+    """The fields of a plan that `--plan` names."""
+    fields: dict[str, int] = {}
+    for word in words.split(",") if words else ():
+        name, _, number = word.partition("=")
+        choice("field of a plan", name, ("lanes", "pieces"))
+        if not number.isdecimal() or int(number) not in (LANES if name == "lanes" else range(1, 2**20)):
+            known = f"one of {', '.join(map(str, LANES))}" if name == "lanes" else "a positive number"
+            raise UserError(f"--plan has '{word}'; expected for {name} {known}")
+        fields[name] = int(number)
+    return fields

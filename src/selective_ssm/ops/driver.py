@@ -29,6 +29,11 @@ def checked(result: tuple[Any, ...], trouble: str) -> Any:
     return values[0] if values else None
 
 
+def current_stream(device: int) -> int:
+    """The handle of torch's current stream on a device."""
+    return torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+
+
 @functools.cache
 def _primary_context(device: int) -> Any:
     """The context of a device that torch works in."""

@@ -27,7 +27,8 @@ from selective_ssm.ops.driver import bindings, checked, context, while_capturing
 Defines = tuple[tuple[str, str | int], ...]
 
 OLDEST_CUDA_CORE = (0, 5)
-"""The first with a `cuda.core.Program`. Before 0.7, which pyproject.toml asks for, it compiles only beside a driver."""
+"""The first `cuda.core` outside its `experimental` folder. The extras of pyproject.toml ask for 0.7, the first that
+compiles where there is no driver."""
 OLDEST_CAPABILITY = (8, 0)
 """Ampere: bfloat16, and copies that bypass the registers."""
 
@@ -240,14 +241,16 @@ def _absent() -> str | None:
 
 def _unfit(capability: tuple[int, int]) -> str | None:
     """Why this driver or this NVRTC cannot serve a device of some compute capability."""
-    major, minor = capability
+    wanted = ".".join(map(str, capability))
     if capability < OLDEST_CAPABILITY:
-        return f"the device has compute capability {major}.{minor}, but 8.0 or later is needed"
+        return f"the device has compute capability {wanted}, but 8.0 or later is needed"
     version = _nvrtc_version()
-    _, known = importlib.import_module("cuda.bindings.nvrtc").nvrtcGetSupportedArchs()
-    if 10 * major + minor not in known:
-        return f"NVRTC {version[0]}.{version[1]} is too old for compute capability {major}.{minor}: update cuda-core"
+    known = importlib.import_module("cuda.bindings.nvrtc").nvrtcGetSupportedArchs()[1]
+    if 10 * capability[0] + capability[1] not in known:
+        update = "pip install -U 'selective-ssm[cuda]'"
+        return f"NVRTC {version[0]}.{version[1]} is too old for compute capability {wanted}: {update}"
     newest = checked(bindings().cuDriverGetVersion(), "the CUDA driver cannot be used") // 1000
     if newest < version[0]:
-        return f"the driver is for CUDA {newest}, but NVRTC for CUDA {version[0]}: pip install 'cuda-core[cu{newest}]'"
+        older = f"pip install 'selective-ssm[cuda{newest}]'"
+        return f"the driver is for CUDA {newest}, but NVRTC for CUDA {version[0]}: {older}"
     return None

@@ -11,14 +11,17 @@ Each asks `dispatch.choose` when it runs, so that compiled programs choose as ea
 
 from __future__ import annotations
 
+import functools
+import os
 import typing
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
-from selective_ssm.ops import checks
+from selective_ssm.ops import checks, nvrtc
 from selective_ssm.ops.dispatch import Case, choose
 from selective_ssm.ops.layouts import Layouts, layouts_of
 from selective_ssm.ops.registration import call, define, differentiate
@@ -37,7 +40,7 @@ _SCHEMA_TYPES = {
 class Backend(Protocol):
     """What a module must offer to run an operator; it is handed checked, non-empty inputs."""
 
-    def forward(self, inputs: Any, options: Any, save: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, inputs: Any, options: Any, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         """The output, the final state, and, to `save`, what `backward` will need."""
         ...
 
@@ -132,7 +135,8 @@ class Operator:
         inputs, options, (return_final_state, save, backend) = self._split(arguments)
         chosen = self._choose("", inputs, backend)
         if inputs[0].numel() == 0:
-            out, final_state, saved = *self._hand_through(inputs), None
+            out, final_state = self._hand_through(inputs)
+            saved = final_state.new_empty(chosen.saved_shape(inputs))
         else:
             out, final_state, saved = chosen.forward(inputs, options, save)
         return _or_empty((out, final_state if return_final_state else None, saved if save else None), inputs[0])
@@ -208,7 +212,15 @@ class Operator:
     def _choose(self, suffix: str, inputs: Any, backend: str | None) -> Backend:
         sequence = inputs[0]
         case = Case(self.name + suffix, checks.device_type(sequence), sequence.dtype, self._is_complex(inputs))
-        return self.backends[choose(case, backend)]
+        chosen = choose(case, backend)
+        if (
+            chosen == "reference"
+            and case.device == "cuda"
+            and backend is None
+            and "SELECTIVE_SSM_BACKEND" not in os.environ
+        ):
+            _warn_of_slowness(nvrtc.explain())
+        return self.backends[chosen]
 
     def _hand_through(self, inputs: Any) -> tuple[Tensor, Tensor]:
         """The result without elements: states are handed through, as copies. Also the shape of every result."""
@@ -217,6 +229,13 @@ class Operator:
         if inputs.initial_state is not None:
             state = inputs.initial_state.to(state.dtype, copy=True)
         return inputs[0].new_empty(inputs[0].shape), state
+
+
+@functools.cache
+def _warn_of_slowness(reason: str | None) -> None:
+    """Once: a GPU that could run kernels of its own runs plain torch."""
+    if reason is not None:
+        warnings.warn(f"plain torch runs on the GPU, where kernels would be many times faster: {reason}", stacklevel=2)
 
 
 def _schema(fields: type[Any]) -> str:

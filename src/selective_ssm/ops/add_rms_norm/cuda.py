@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import nvrtc
+from selective_ssm.ops.driver import current_stream
 
 SOURCE = Path(__file__).parent / "kernel.cu"
 FORMATS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -119,7 +120,7 @@ def _launch(
     parameters: ctypes.Structure,
     device: int,
 ) -> None:
-    stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+    stream = current_stream(device)
     _kernel(shape, name, device, shared)((blocks, 1, 1), threads, parameters, stream)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from selective_ssm.ops import nvrtc
 from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.causal_conv1d.plan import THREADS, Plan, plan
+from selective_ssm.ops.driver import current_stream
 from selective_ssm.ops.layouts import Layouts, layouts_of
 from selective_ssm.ops.parameters import Parameters
 
@@ -165,11 +166,11 @@ class _Call(NamedTuple):
     def launch(self, name: str, blocks: int, parameters: ctypes.Structure, device: int, threads: int = THREADS) -> None:
         channels, unroll, min_blocks, *_ = self.plan
         kernel = _kernel(name, self.kind, channels, unroll, min_blocks, device)
-        stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+        stream = current_stream(device)
         kernel((blocks, 1, 1), threads, parameters, stream)
 
 
-def forward(inputs: Inputs, options: Options, save: bool = True) -> tuple[Tensor, Tensor, None]:
+def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor, None]:
     """Returns out (B, L, D) and the final state (B or S, D, K - 1); `backward` needs nothing but the inputs."""
     inputs = _contiguous(inputs)
     x, (channels, width) = inputs.x, inputs.weight.shape
@@ -234,7 +235,7 @@ def step(
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     addresses = (out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr())
     parameters = _Step.of(*addresses, _address(bias), _address(state_indices), *sizes)
-    stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+    stream = current_stream(device)
     kernel((blocks, 1, 1), STEP_THREADS, parameters, stream)
     return out
 

@@ -22,7 +22,7 @@ from selective_ssm.ops.sequences import Order
 from selective_ssm.ops.slots import step_in_slots
 
 
-def forward(inputs: Inputs, options: Options, save: bool = True) -> tuple[Tensor, Tensor, None]:
+def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor, None]:
     """Returns out (B, L, D) and the final state (B or S, D, K - 1); `backward` needs nothing but the inputs."""
     x = inputs.x
     pool = _Pool.of(inputs, options)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import nvrtc
+from selective_ssm.ops.driver import current_stream
 from selective_ssm.ops.parameters import Parameters
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from selective_ssm.ops.selective_scan.operands import count_groups
@@ -228,7 +229,7 @@ class _Call(NamedTuple):
     def launch(self, source: str, name: str, blocks: int, parameters: ctypes.Structure) -> None:
         threads = self.plan.threads * (2 if name in _IN_TWO_ROLES else 1)
         kernel = _kernel(source, name, self.kind, self.plan, self.device)
-        stream = torch._C._cuda_getCurrentRawStream(self.device)  # pyright: ignore[reportPrivateUsage]
+        stream = current_stream(self.device)
         kernel((blocks, 1, 1), threads, parameters, stream)
 
 
@@ -249,7 +250,7 @@ def saved_shape(inputs: Inputs) -> tuple[int, ...]:
     return (batch, max(length - 1, 0) // CHUNK, channels, inputs.A.shape[1])
 
 
-def forward(inputs: Inputs, options: Options, save: bool = True) -> tuple[Tensor, Tensor, Tensor | None]:
+def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns out (B, L, D), the final states (B or S, D, N) and, to `save`, the states that `backward` needs."""
     inputs = _contiguous(inputs)
     u, _, A, _, _, D, _, delta_bias, initial, offsets = inputs
@@ -337,6 +338,6 @@ def _sum(sums: list[tuple[Tensor | None, Tensor | None]], device: int) -> list[T
         totals.append(total)
         jobs += (parts.data_ptr(), total.data_ptr(), count, parts.shape[0], _FORMATS[total.dtype])
         blocks += -(-count // 256)
-    stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+    stream = current_stream(device)
     _sum_kernel(device)((blocks, 1, 1), 256, _Sum.of(*jobs), stream)
     return totals

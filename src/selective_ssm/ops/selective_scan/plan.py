@@ -15,6 +15,8 @@ from typing import Any
 
 THREADS = 128
 """Of a block; of each of its two roles, forward."""
+LANES = (2, 4, 8)
+"""Threads that may share a channel."""
 STATES = 16
 CHUNK = 64
 """Tokens between two states that the forward pass keeps for the backward pass: at N = 16 a byte a token and channel."""
@@ -71,11 +73,13 @@ _overridden: dict[str, Any] = {}
 @contextlib.contextmanager
 def overridden(**fields: Any) -> Generator[None]:
     """Plans have these fields while it lasts: for benchmarks."""
+    before = dict(_overridden)
     _overridden.update(fields)
     try:
         yield
     finally:
         _overridden.clear()
+        _overridden.update(before)
 
 
 def plan_forward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:

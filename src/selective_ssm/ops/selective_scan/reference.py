@@ -38,7 +38,7 @@ from selective_ssm.ops.selective_scan.operands import (
 from selective_ssm.ops.slots import step_in_slots
 
 
-def forward(inputs: Inputs, options: Options, save: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Returns out (B, L, D), the final states (B or S, D, N), and the states at the segments' ends for `backward`."""
     op = Operands.of(inputs, options)
     y = torch.empty_like(op.dt)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import nvrtc
+from selective_ssm.ops.driver import current_stream
 from selective_ssm.ops.layouts import Layout, Layouts, layouts_of
 from selective_ssm.ops.parameters import Parameters
 from selective_ssm.ops.selective_scan.inputs import Options, StepInputs
@@ -66,7 +67,7 @@ def step(
         0 if delta_bias is None else delta_bias.data_ptr(), 0 if state_indices is None else state_indices.data_ptr(),
         *sizes,
     )  # fmt: skip
-    stream = torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
+    stream = current_stream(device)
     kernel((blocks, 1, 1), _THREADS, parameters, stream)
     return out
 
