@@ -14,6 +14,7 @@ from tests.ops import emulator, oracle
 from tests.ops.cases import gradients
 from tests.ops.launches import emulate, poison
 from tests.ops.test_causal_conv1d import arguments
+from tests.ops.wanted import Wanted, prepare_emulated, wanted_by
 from tests.tolerance import assert_close_to_float64
 
 OPS = torch.ops.selective_ssm
@@ -73,6 +74,15 @@ def assert_case(tensors: dict[str, torch.Tensor], options: dict[str, Any], devic
         summed = tensors["x"].numel() // tensors["x"].shape[2] if name in {"weight", "bias"} else 0
         assert_close_to_float64(x, reference, truth, summed=summed, name=name)
     return ours
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared(request: pytest.FixtureRequest) -> None:
+    def want(case: str) -> list[Wanted]:
+        some = tensors_of(CASES[case])
+        return wanted_by(lambda: results(causal_conv1d, *some, "cpu", return_final_state=True, backend="cuda"), cuda)
+
+    prepare_emulated(request, "test_agrees_with_float64", want)
 
 
 @pytest.fixture

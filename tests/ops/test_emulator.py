@@ -136,15 +136,10 @@ def test_eight_numbers_are_loaded_and_stored(run: Run, dtype: torch.dtype) -> No
     assert torch.equal(run(body, x, size=256), x.float())
 
 
-def test_fast_functions_have_the_error_of_the_hardware(run: Run) -> None:
-    x = torch.randn(1000)
-    tanh = run("for (int j = i; j < p.n; j += 32) p.y[j] = tanh_fast(p.x[j]);", x, size=1000)
-    error = (tanh / x.double().tanh() - 1).abs().max()
-    assert 2**-13 < error <= 2**-11
-    x = torch.tensor([-127.0, -126.0, 1e-40, 2.0**127, 0.5])
-    functions = "p.y[i] = i < 2 ? exp2_fast(p.x[i]) : i == 2 ? log2_fast(p.x[i]) : reciprocal_fast(p.x[i]);"
-    y = run(f"if (i < 5) {functions}", x, size=5)
-    assert y.tolist() == [0.0, 2.0**-126, -torch.inf, 0.0, 2.0]  # subnormal numbers are zeros
+def test_fast_functions_know_no_subnormal_numbers(run: Run) -> None:
+    x = torch.tensor([-127.0, -126.0, 2.0**127, 0.5])
+    y = run("if (i < 4) p.y[i] = i < 2 ? exp2_fast(p.x[i]) : reciprocal_fast(p.x[i]);", x, size=4)
+    assert y.tolist() == [0.0, 2.0**-126, 0.0, 2.0]
 
 
 # ---- order ----------------------------------------------------------------------------------------------------------

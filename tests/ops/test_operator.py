@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from selective_ssm.ops import causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
+from selective_ssm.ops import (
+    causal_conv1d,
+    causal_conv1d_step,
+    checks,
+    dispatch,
+    nvrtc,
+    operator,
+    selective_scan,
+    selective_scan_step,
+)
 from tests.ops.cases import ScanCase
 
 OPS = torch.ops.selective_ssm
@@ -101,6 +111,61 @@ def test_results_lie_in_memory_as_their_fakes_do(case: ScanCase, layout: str) ->
                 assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
                 assert real.is_contiguous()
                 assert fake.is_contiguous()
+
+
+@pytest.mark.parametrize("backend", [None, "cuda"])
+@pytest.mark.parametrize("case", [ScanCase(length=0), ScanCase(batch=0), ScanCase(lengths=(0, 0))])
+def test_results_without_elements_are_as_their_fakes(
+    case: ScanCase, backend: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is launched, and the states that are saved have the shape that is promised."""
+    monkeypatch.setattr(dispatch, "BACKENDS", {**dispatch.BACKENDS, "cuda": lambda case: None})
+    backend = backend or "reference"
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")  # none compares values: those are anything
+    torch.library.opcheck(OPS.selective_scan, (*scan_arguments(case), True, True, backend), test_utils=tests)
+    conv = torch.randn(2, 0, 6, requires_grad=True), torch.randn(6, 4), torch.randn(6), torch.randn(2, 6, 3), None
+    torch.library.opcheck(OPS.causal_conv1d, (*conv, "silu", False, True, True, backend), test_utils=tests)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        promised = OPS.selective_scan(*scan_arguments(case), True, True, backend)
+    for real, fake in zip(OPS.selective_scan(*scan_arguments(case), True, True, backend), promised, strict=True):
+        assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, reason: str | None) -> None:
+    """From here on tensors seem to be on a GPU whose kernels cannot run for this reason; nothing is warned of yet."""
+    monkeypatch.setattr(checks, "device_type", lambda x: "cuda")
+    monkeypatch.setattr(nvrtc, "explain", lambda: reason)
+    monkeypatch.setattr(operator, "_warn_of_slowness", functools.cache(operator._warn_of_slowness.__wrapped__))
+    monkeypatch.delenv("SELECTIVE_SSM_BACKEND", raising=False)
+
+
+def some_calls(backend: str | None, dtype: torch.dtype = torch.float32) -> None:
+    x, weight = torch.randn(2, 9, 6, dtype=dtype), torch.randn(6, 4, dtype=dtype)
+    for _ in range(2):
+        causal_conv1d(x, weight, backend=backend)
+        causal_conv1d_step(torch.zeros(2, 6, 3, dtype=dtype), x[:, 0], weight, backend=backend)
+
+
+def test_a_gpu_without_its_kernels_is_told_of_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    on_a_gpu(monkeypatch, nvrtc._absent.__wrapped__())
+    with pytest.warns(UserWarning, match="plain torch runs on the GPU") as caught:
+        some_calls(None)
+    (warning,) = caught
+    assert str(warning.message).endswith("is not installed: pip install 'selective-ssm[cuda]'")
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("chosen", ["argument", "environment", "dtype", "device"])
+def test_plain_torch_that_was_chosen_is_no_surprise(chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, None if chosen == "dtype" else "there is no cuda-core")
+    if chosen == "environment":
+        monkeypatch.setenv("SELECTIVE_SSM_BACKEND", "reference")
+    if chosen == "device":
+        monkeypatch.setattr(checks, "device_type", lambda x: "cpu")
+    dtype = torch.float64 if chosen == "dtype" else torch.float32
+    some_calls("reference" if chosen == "argument" else None, dtype)
 
 
 def test_meta_tensors_give_shapes() -> None:

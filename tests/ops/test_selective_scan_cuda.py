@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,7 +18,7 @@ from selective_ssm.ops.selective_scan import cuda, plan
 from tests.ops import emulator, oracle
 from tests.ops.cases import ScanCase
 from tests.ops.launches import emulate, poison
-from tests.ops.wanted import with_multiprocessors
+from tests.ops.wanted import Wanted, prepare_emulated, wanted_by, with_multiprocessors
 from tests.tolerance import assert_close_to_float64
 
 OPS = torch.ops.selective_ssm
@@ -144,13 +146,52 @@ def assert_case(case: Case, place: Callable[[Tensor], Tensor]) -> None:
         assert_close_to_float64(x, reference, truth, summed=case.terms(name), name=name)
 
 
-def emulate_fenced(monkeypatch: pytest.MonkeyPatch, order: str | int = "forward") -> None:
+def emulate_fenced(
+    monkeypatch: pytest.MonkeyPatch, order: str | int = "forward", most_shared: int = 227 * 1024
+) -> None:
     """The backend runs on CPU tensors; what it allocates is full of NaN and ends where no access is allowed."""
     emulate(monkeypatch, cuda, order=order)
-    with_multiprocessors(monkeypatch, 1)
+    with_multiprocessors(monkeypatch, 1, most_shared)
     for owner, name in ((torch, "empty_like"), (Tensor, "new_empty")):
         allocate = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *a, allocate=allocate, **k: emulator.fenced(allocate(*a, **k)))
+
+
+class Launched(NamedTuple):
+    name: str
+    shared: int
+    threads: int
+    parameters: Any
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Launched]:
+    """What is launched from here on."""
+    launched, find = [], nvrtc.kernel
+
+    def kernel(source: Path, name: str, defines: nvrtc.Defines, device: int, shared: int = 0) -> Any:
+        found = find(source, name, defines, device, shared)
+
+        def launch(grid: tuple[int, int, int], threads: int, parameters: ctypes.Structure, stream: int) -> None:
+            launched.append(Launched(name, shared, dict(defines).get("THREADS", threads), parameters))
+            found(grid, threads, parameters, stream)
+
+        return launch
+
+    monkeypatch.setattr(nvrtc, "kernel", kernel)
+    return launched
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared(request: pytest.FixtureRequest) -> None:
+    def want(name: str, most_shared: int = 227 * 1024) -> list[Wanted]:
+        case = CASES[name]
+        with plan.overridden(lanes=case.lanes, pieces=case.pieces):
+            run = functools.partial(results, case, our_scan, torch.clone)
+            return wanted_by(run, cuda, multiprocessors=1, most_shared=most_shared)
+
+    prepare_emulated(request, "test_agrees_with_float64", want)
+    little = functools.partial(want, most_shared=99 * 1024)
+    prepare_emulated(request, "test_agrees_with_float64_where_blocks_have_little_memory", little)
 
 
 @pytest.fixture
@@ -166,12 +207,49 @@ def test_agrees_with_float64(case: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert_case(CASES[case], emulator.fenced)
 
 
+@needs_emulator
+@pytest.mark.parametrize("case", ["eight lanes", "fixed B, many states", "pieces of a pack"])
+def test_agrees_with_float64_where_blocks_have_little_memory(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on consumers' GPUs, where half the threads go backward."""
+    expected(replace(CASES[case], lanes=8, pieces=1))
+    emulate_fenced(monkeypatch, most_shared=99 * 1024)
+    launched = recorded(monkeypatch)
+    assert_case(CASES[case], emulator.fenced)
+    backward = [one for one in launched if one.name.startswith("selective_scan_backward")]
+    assert len(backward) == (1 if CASES[case].pieces == 1 else 3)
+    assert {one.threads for one in backward} == {plan.THREADS // 2}
+    assert all(one.shared <= 99 * 1024 for one in launched)
+
+
 @needs_gpu
 @pytest.mark.parametrize("case", CASES)
 def test_agrees_with_float64_on_a_gpu(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected(replace(CASES[case], lanes=8, pieces=1))
     poison(monkeypatch)
     assert_case(CASES[case], on_cuda)
+
+
+@needs_emulator
+def test_inference_computes_the_same_and_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors, options = CASES["pieces of a pack"].arguments()
+    arguments, length = (*scan_arguments(tensors, options["cu_seqlens"], True)[:-2],), tensors["u"].shape[1]
+    emulate_fenced(monkeypatch)
+    launched, shapes, allocate = recorded(monkeypatch), [], Tensor.new_empty
+    monkeypatch.setattr(Tensor, "new_empty", lambda x, *shape: shapes.append(shape) or allocate(x, *shape))
+    runs, kept, states = [], [], (1, (length - 1) // plan.CHUNK, *tensors["A"].shape)
+    with torch.no_grad(), plan.overridden(lanes=8, pieces=2):
+        for save in (True, False):
+            launched.clear(), shapes.clear()
+            runs.append(OPS.selective_scan(*arguments, save, "cuda"))
+            assert [one.name for one in launched][-1] == "selective_scan_forward"
+            kept.append((states in shapes, [one.parameters.kept is not None for one in launched]))
+    (out, final, saved), (same_out, same_final, nothing) = runs
+    assert states[1] >= 3
+    assert kept == [(True, [True] * 3), (False, [False] * 3)]
+    assert saved.shape == states
+    assert nothing.shape == (0,)
+    assert torch.equal(out, same_out)
+    assert torch.equal(final, same_final)
 
 
 @needs_emulator
@@ -186,12 +264,12 @@ def test_threads_may_run_in_any_order(case: str, monkeypatch: pytest.MonkeyPatch
         assert all(torch.equal(x, y) for x, y in zip(run, runs[0], strict=True))
 
 
-def scan_of(tensors: dict[str, Tensor], offsets: Tensor | None, reverse: bool) -> tuple[Tensor, ...]:
-    """The registered operator, which checks no values."""
+def scan_arguments(tensors: dict[str, Tensor], offsets: Tensor | None, reverse: bool) -> tuple[Any, ...]:
+    """Those of the registered operator, which checks no values; the last two are `save` and the backend."""
     maps = (tensors[name].unsqueeze(2) for name in ("B", "C"))
     rest = (tensors.get(name) for name in ("D", "z", "delta_bias", "initial_state"))
     arguments = (tensors["u"], tensors["delta"], tensors["A"], *maps, *rest, offsets)
-    return OPS.selective_scan(*arguments, True, reverse, "euler", True, True, "cuda")
+    return (*arguments, True, reverse, "euler", True, True, "cuda")
 
 
 @needs_emulator
@@ -201,8 +279,9 @@ def test_offsets_that_slip_through_never_leave_the_row(reverse: bool, pieces: in
     for offsets in ([5, 1000, -3, 20], [150, 0, 150, 150], [-9, -9, -9, -9], [90, 60, 30, 0], [0, 2**31 - 1, 0, 150]):
         tensors, _ = replace(VECTORS, lengths=(70, 79, 1)).arguments()
         given = {name: emulator.fenced(x).requires_grad_() for name, x in tensors.items()}
+        place = emulator.fenced(torch.tensor(offsets, dtype=wide))
         with plan.overridden(lanes=8, pieces=pieces):
-            out, final, _ = scan_of(given, emulator.fenced(torch.tensor(offsets, dtype=wide)), reverse)
+            out, final, _ = OPS.selective_scan(*scan_arguments(given, place, reverse))
             gradients = torch.autograd.grad((out.sum(), final.sum()), list(given.values()))
         assert final.isfinite().all()
         assert [x.shape for x in gradients] == [x.shape for x in given.values()]

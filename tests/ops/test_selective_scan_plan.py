@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -62,6 +63,23 @@ def test_a_plan_can_be_overridden_for_a_while() -> None:
         assert plan_forward(8, 2048, 2048, 1, 132) == plan.Plan(lanes=8, pieces=7)
         assert plan_backward(8, 2048, 2048, 1, 132).pieces == 7
     assert plan_forward(8, 2048, 2048, 1, 132) == usual
+
+
+def test_overrides_nest() -> None:
+    def planned() -> tuple[int, int]:
+        chosen = plan_forward(8, 2048, 2048, 1, 132)
+        return chosen.lanes, chosen.pieces
+
+    usual = planned()
+    with plan.overridden(lanes=8, pieces=7):
+        with plan.overridden(pieces=3):
+            assert planned() == (8, 3)
+        assert planned() == (8, 7)
+        with contextlib.suppress(KeyError), plan.overridden(lanes=4):
+            assert planned() == (4, 7)
+            raise KeyError
+        assert planned() == (8, 7)
+    assert planned() == usual
 
 
 def wanted(case: ScanCase, multiprocessors: int = 132, most_shared: int = MOST_SHARED[0]) -> list[Wanted]:

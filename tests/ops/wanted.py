@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from selective_ssm.ops import nvrtc
+from tests.ops import emulator
 from tests.ops.launches import emulate
 
 
@@ -42,6 +43,15 @@ def wanted_by(
         with_multiprocessors(patch, multiprocessors, most_shared)
         call()
     return asked
+
+
+def prepare_emulated(request: pytest.FixtureRequest, test: str, want: Callable[[str], list[Wanted]]) -> None:
+    """Compiles at once, for the emulator, what `want` says of each case of a test of this module that will be run."""
+    if emulator.explain() is not None:
+        return
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    cases = [item.callspec.params["case"] for item in items if item.function is getattr(request.module, test)]
+    emulator.prepare((one.source, dict(one.defines)) for case in cases for one in want(case))
 
 
 def with_multiprocessors(monkeypatch: pytest.MonkeyPatch, count: int, shared: int = 227 * 1024) -> None:

@@ -1,12 +1,14 @@
 """Thousands of drawn cases on a GPU against float64: `python -m tests.ops.wide_grid --count 3000 --seconds 120`.
 
 Every operator, through its public function. All that is read or written lies between guards, memory is NaN until it is
-written, and results are judged as in tests/tolerance.py: a case passes where no error is above what is allowed. What
-kernels are compiled for is drawn first, so that few are; then sizes, strides, packs and values.
+written, and errors are measured against what tests/tolerance.py allows. What kernels are compiled for is drawn first,
+so that few are; then sizes, strides, packs and values.
 
-The reference hands states over sixteen tokens at once and so rounds less often than whatever goes token by token. Where
-memories are long, a plain fp32 loop may thus be above what is allowed: for each such case it says how far. A case fails
-that is off by more than twice as much.
+A case with an error beyond the tolerance of tests/tolerance.py is "above": such cases are counted and listed, but do
+not end in exit 1 by themselves. The reference hands states over sixteen tokens at once and so rounds less often than
+whatever goes token by token; where memories are long, a plain fp32 loop may thus be above too, and for each such case
+it says how far. Only a case that is also beyond twice the error of that loop fails, and ends in exit 1; a step has no
+loop to be compared with and fails where it is above.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from selective_ssm.ops.selective_scan import operands, plan
 from tests.ops.drawn import Kind, draw_kind, draw_trial
 from tests.ops.guards import Guards
 from tests.ops.trial import LANES, Trial
+from tests.tolerance import allowed_error
 
 FEW_TOKENS = 24
 """So many are run token by token; the float64 truth of more is the reference's."""
@@ -65,6 +68,7 @@ class Report:
     """What has been seen so far."""
 
     worst: dict[str, tuple[float, int]] = field(default_factory=dict)  # of each result, with the case
+    worst_above: dict[str, tuple[float, str]] = field(default_factory=dict)  # of each result that was ever above
     above: list[str] = field(default_factory=list)  # cases that are above what is allowed
     failures: list[str] = field(default_factory=list)  # those that a plain loop does not explain
     counts: Counter[str] = field(default_factory=Counter)
@@ -74,6 +78,9 @@ class Report:
         self.counts[operator] += 1
         for name, ratio in outcome.ratios.items():
             self.worst[f"{operator}.{name}"] = max((ratio, case), self.worst.get(f"{operator}.{name}", (-1.0, case)))
+        for name, ratio in outcome.above().items():
+            found = ratio, f"a loop: {outcome.loop.get(name, 0):.3f}, in case {case}"
+            self.worst_above[f"{operator}.{name}"] = max(found, self.worst_above.get(f"{operator}.{name}", (0.0, "")))
         if outcome.above():
             self.above.append(f"above: case {case}: {outcome}")
         if outcome.above(2.0):
@@ -82,8 +89,10 @@ class Report:
     def __str__(self) -> str:
         lines = [f"{name:<32} worst ratio {ratio:6.3f} in case {case}" for name, (ratio, case) in self.worst.items()]
         counts = ", ".join(f"{count} x {name}" for name, count in self.counts.items())
-        total = f"{counts}: {len(self.above)} above what is allowed, {len(self.failures)} failed"
-        return "\n".join([*sorted(lines), *self.above, *self.failures, total])
+        worst = [f"above: {name:<32} worst ratio {x:6.3f} ({words})" for name, (x, words) in self.worst_above.items()]
+        total = f"{counts}: {len(self.above)} above the tolerance of tests/tolerance.py (listed, no failure), "
+        total += f"{len(self.failures)} failed (and beyond twice a plain fp32 loop's error, or broken: exit 1)"
+        return "\n".join([*sorted(lines), *self.above, *sorted(worst), *self.failures, total])
 
 
 @dataclass(frozen=True)
@@ -176,8 +185,7 @@ def judged(
     ]
     found = {}
     for name, (largest, error, plain) in zip(names, torch.stack(sizes).tolist(), strict=True):
-        allowed = 2 * plain + 8 * torch.finfo(ours[name].dtype).eps / 2 * largest
-        allowed += math.sqrt(trial.terms.get(name, 0)) * torch.finfo(torch.float32).eps / 2 * largest
+        allowed = allowed_error(ours[name].dtype, plain, largest, summed=trial.terms.get(name, 0))
         found[name] = 0.0 if error == 0 else error / allowed if math.isfinite(error) and allowed > 0 else math.inf
     return found
 

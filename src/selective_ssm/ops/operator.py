@@ -136,7 +136,7 @@ class Operator:
         chosen = self._choose("", inputs, backend)
         if inputs[0].numel() == 0:
             out, final_state = self._hand_through(inputs)
-            saved = final_state.new_empty(chosen.saved_shape(inputs))
+            saved = final_state.new_zeros(chosen.saved_shape(inputs))
         else:
             out, final_state, saved = chosen.forward(inputs, options, save)
         return _or_empty((out, final_state if return_final_state else None, saved if save else None), inputs[0])

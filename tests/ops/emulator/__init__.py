@@ -19,13 +19,14 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-__all__ = ["ORDERS", "explain", "fenced", "run"]
+__all__ = ["ORDERS", "explain", "fenced", "prepare", "run"]
 
 ORDERS: tuple[str | int, ...] = ("forward", "backward", 1)
 """Orders of threads and blocks that between them show a missing barrier."""
@@ -38,15 +39,17 @@ _CHECKS = (
 )
 _MAX_SHARED = 227 * 1024
 
-_ENTRY = """
-#define EXPORTED extern "C" __attribute__((visibility("default")))
-EXPORTED unsigned long parameters_size() { return emulator::size(KERNEL); }
-EXPORTED int emulate(const void* parameters, int gx, int gy, int gz, int threads, unsigned long shared, int order,
-                     char* error, unsigned long error_size) {
-    return emulator::launch([](const void* p) { emulator::call(KERNEL, p); }, parameters, gx, gy, gz, threads, shared,
+_BOUNDS = r"__launch_bounds__\((?:[^()]|\([^()]*\))*\)"
+_KERNEL = re.compile(rf'extern "C" __global__ void\s+(?:{_BOUNDS}\s+)?(?P<name>\w+)(?P<parameters>\([^()]*\))')
+_ENTRY = r"""extern "C" void \g<name>\g<parameters>;
+EXPORTED unsigned long size_of_\g<name>() { return emulator::size(\g<name>); }
+EXPORTED int emulate_\g<name>(const void* parameters, int gx, int gy, int gz, int threads, unsigned long shared,
+                              int order, char* error, unsigned long error_size) {
+    return emulator::launch([](const void* p) { emulator::call(\g<name>, p); }, parameters, gx, gy, gz, threads, shared,
                             order, error, error_size);
 }
-"""
+\g<0>""".replace("EXPORTED", 'extern "C" __attribute__((visibility("default")))').replace("\n", " ")
+"""Goes before a kernel, in one line, so that its lines keep their numbers."""
 
 _one_at_a_time = threading.Lock()
 
@@ -81,18 +84,29 @@ def run(
         raise RuntimeError(f"a grid of {tuple(grid)} blocks of {threads} threads cannot be launched")
     if not 0 <= shared <= _MAX_SHARED:
         raise RuntimeError(f"a block can have {_MAX_SHARED} bytes of shared memory, but {shared} are asked for")
-    library = _library(_text(source, set()), name, tuple(defines.items()))
-    if library.parameters_size() != ctypes.sizeof(parameters):
-        sizes = f"{library.parameters_size()} bytes of parameters, but {ctypes.sizeof(parameters)} are given"
+    library = _library(_text(source, set()), source.stem, tuple(defines.items()))
+    size_of, emulate = library[f"size_of_{name}"], library[f"emulate_{name}"]
+    size_of.restype = ctypes.c_ulong
+    if size_of() != ctypes.sizeof(parameters):
+        sizes = f"{size_of()} bytes of parameters, but {ctypes.sizeof(parameters)} are given"
         raise RuntimeError(f"{name} of {source.name} takes {sizes}")
     turn = order + 1 if isinstance(order, int) else {"forward": 0, "backward": -1}[order]
     error = ctypes.create_string_buffer(1024)
     with _one_at_a_time:
-        failed = library.emulate(
+        failed = emulate(
             ctypes.byref(parameters), *grid, threads, ctypes.c_ulong(shared), turn, error, ctypes.c_ulong(len(error))
         )
     if failed:
         raise RuntimeError(f"{name} of {source.name}: {error.value.decode()}")
+
+
+def prepare(wanted: Iterable[tuple[Path, Mapping[str, str | int]]]) -> None:
+    """Compile sources for some configurations, on all cores; `run` would, one by one."""
+    jobs = list(
+        dict.fromkeys((_text(source, set()), source.stem, tuple(defines.items())) for source, defines in wanted)
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        list(threads.map(lambda job: _library(*job), jobs))
 
 
 def fenced(x: Tensor) -> Tensor:
@@ -127,17 +141,14 @@ def _text(file: Path, included: set[str]) -> str:
 
 @functools.cache
 def _library(text: str, name: str, defines: tuple[tuple[str, str | int], ...]) -> ctypes.CDLL:
-    """The kernel with its emulator, compiled once for each content."""
-    macros = [f"-D{key}={value}" for key, value in defines]
-    program = f"{text}\n{_ENTRY.replace('KERNEL', name)}"
+    """A source's kernels with their emulator, compiled once for each content."""
     runtime = _built("runtime.o", ["-c", "-O2", *_FLAGS, "-x", "c++", "-"], (_FOLDER / "runtime.cpp").read_text())
-    kernel = _built(f"{name}.o", ["-c", "-O1", *_FLAGS, *_CHECKS, *macros, "-x", "c++", "-"], program)
-    library = ctypes.CDLL(str(_built(f"{name}.so", ["-shared", str(kernel), str(runtime)])))
-    library.parameters_size.restype = ctypes.c_ulong
-    return library
+    macros = [f"-D{key}={value}" for key, value in defines]
+    flags = ["-shared", "-O1", *_FLAGS, *_CHECKS, *macros, "-x", "c++", "-", "-x", "none", str(runtime)]
+    return ctypes.CDLL(str(_built(f"{name}.so", flags, _KERNEL.sub(_ENTRY, text))))
 
 
-def _built(name: str, arguments: list[str], program: str = "") -> Path:
+def _built(name: str, arguments: list[str], program: str) -> Path:
     """The file that g++ makes of a program, from the cache or for it."""
     compiler = shutil.which("g++")
     if compiler is None:

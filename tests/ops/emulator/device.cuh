@@ -176,21 +176,16 @@ __device__ __forceinline__ void store8(T* to, const float (&x)[8], int line = __
 // ---- functions ----------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float exp2_fast(float x) { return emulator::flush(__builtin_exp2f(emulator::flush(x))); }
-__device__ __forceinline__ float log2_fast(float x) { return emulator::flush(__builtin_log2f(emulator::flush(x))); }
-// The hardware's relative error, 2^-11: eleven bits are kept.
-__device__ __forceinline__ float tanh_fast(float x) {
-    const float y = __builtin_tanhf(x);
-    return y != y ? y : __uint_as_float((__float_as_uint(y) + 0x1000) & ~0x1fffu);
-}
 __device__ __forceinline__ float reciprocal_fast(float x) { return emulator::flush(1.0f / emulator::flush(x)); }
+
+// 1 / (1 + exp(-x)). (By tanh.approx it would cost one special function rather than two, but far below 0 its error is
+// as large as the result.)
+__device__ __forceinline__ float sigmoid(float x) { return reciprocal_fast(1.0f + exp2_fast(-LOG2_E * x)); }
 
 // ---- threads ------------------------------------------------------------------------------------------------------
 
 __device__ __forceinline__ float shuffle_xor(float x, int mask, int line = __builtin_LINE()) {
     return emulator::exchange(x, "shuffle_xor", line)[(threadIdx.x ^ mask) % emulator::lane_count];
-}
-__device__ __forceinline__ float shuffle(float x, int lane, int line = __builtin_LINE()) {
-    return emulator::exchange(x, "shuffle", line)[unsigned(lane) % emulator::lane_count];
 }
 __device__ __forceinline__ void sync_warp(int line = __builtin_LINE()) { emulator::exchange(0, "sync_warp", line); }
 __device__ __forceinline__ void sync_block(int line = __builtin_LINE()) { emulator::wait_block(line); }

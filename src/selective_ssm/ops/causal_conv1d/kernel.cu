@@ -216,8 +216,6 @@ struct Filter {
     }
 };
 
-__device__ __forceinline__ float sigmoid(float x) { return reciprocal_fast(1 + exp2_fast(-LOG2_E * x)); }
-
 // The window as it stands before a piece's first token, to which `x` points: earlier tokens of the sequence, or what
 // the initial state holds.
 __device__ __forceinline__ void enter(Window& window, const Parameters& p, const Place& place, const Piece& piece,

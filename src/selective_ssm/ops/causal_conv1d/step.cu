@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) causal_conv1d_step(const _
     float sum = p.bias == nullptr ? 0 : to_float(p.bias[channel * p.bias_channel]);
 #pragma unroll
     for (int k = 0; k < WIDTH; k++) sum += to_float(weight[k * p.weight_tap]) * window[k];
-    if (SILU) sum *= reciprocal_fast(1 + exp2_fast(-LOG2_E * sum));
+    if (SILU) sum *= sigmoid(sum);
 #pragma unroll
     for (int k = 0; k < HISTORY; k++) state[k * p.state_entry] = from_float<STATE_TYPE>(window[k + 1]);
     *out = from_float<X_TYPE>(sum);

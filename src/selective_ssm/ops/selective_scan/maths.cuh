@@ -22,10 +22,6 @@ __device__ __forceinline__ float softplus(float x) {
     return fmaf(e * e, p, e) + (x < 0.0f ? 0.0f : x);  // not fmaxf, which would hide NaN
 }
 
-// 1 / (1 + exp(-x)). (By tanh.approx it would cost one special function rather than two, but far below 0 its error is
-// as large as the result.)
-__device__ __forceinline__ float sigmoid(float x) { return reciprocal_fast(1.0f + exp2_fast(-LOG2_E * x)); }
-
 // The factor by which B u enters a state in a step dt under zero-order hold, (exp(dt A) - 1) / A, from
 // x = dt A log2(e) and decay = 2^x: by its series where the difference would cancel. The series' error and the
 // cancellation's are both below 2e-7 where T is fp32, below 1e-6 where it has 16 bits.
