@@ -34,6 +34,13 @@ def current_stream(device: int) -> int:
     return torch._C._cuda_getCurrentRawStream(device)  # pyright: ignore[reportPrivateUsage]
 
 
+def most_shared(device: int) -> int:
+    """The bytes of shared memory that a block can have on a device."""
+    cuda, trouble = bindings(), f"cuda:{device} cannot be used"
+    attribute = cuda.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+    return checked(cuda.cuDeviceGetAttribute(attribute, checked(cuda.cuDeviceGet(device), trouble)), trouble)
+
+
 @functools.cache
 def _primary_context(device: int) -> Any:
     """The context of a device that torch works in."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import nvrtc
-from selective_ssm.ops.driver import current_stream
+from selective_ssm.ops.driver import current_stream, most_shared
 from selective_ssm.ops.parameters import Parameters
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from selective_ssm.ops.selective_scan.operands import count_groups
@@ -165,8 +165,8 @@ class _Machine(NamedTuple):
 @functools.cache
 def _machine(device: int) -> _Machine:
     properties = torch.cuda.get_device_properties(device)
-    least = 99 * 1024  # of the GPUs that serve; older torch does not tell
-    return _Machine(properties.multi_processor_count, getattr(properties, "shared_memory_per_block_optin", least))
+    shared = getattr(properties, "shared_memory_per_block_optin", None)  # older torch does not tell
+    return _Machine(properties.multi_processor_count, shared or most_shared(device))
 
 
 @functools.cache
