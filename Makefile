@@ -9,7 +9,7 @@ CONSTRAINT := $(VENV)/torch.txt
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: .venv native check test test-slow demo clean FORCE
+.PHONY: .venv native check test test-slow test-cuda bench-cuda demo clean FORCE
 
 .venv: $(INSTALLED)
 
@@ -45,6 +45,16 @@ test: native
 
 test-slow: native
 	$(BIN)/python -m pytest -m slow
+
+# Thousands of drawn cases on a GPU, and what is timed there; both run from the source tree without an installation too.
+test-cuda: $(INSTALLED)
+	$(BIN)/python -m pytest tests/ops
+	$(BIN)/python -m tests.ops.wide_grid --count 3000 --seconds 120
+
+bench-cuda: $(INSTALLED)
+	for subject in scan conv norm step host first-call blocks lengths model; do \
+	    $(BIN)/python -m selective_ssm bench $$subject --device cuda --peer mamba_ssm,sdpa || exit; \
+	done
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
