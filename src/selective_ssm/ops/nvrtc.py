@@ -26,6 +26,8 @@ from selective_ssm.ops.driver import bindings, checked, context, while_capturing
 
 Defines = tuple[tuple[str, str | int], ...]
 
+NUMBER_TYPES = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
+"""What a dtype is called in the sources."""
 OLDEST_CUDA_CORE = (0, 5)
 """The first `cuda.core` outside its `experimental` folder. The extras of pyproject.toml ask for 0.7, the first that
 compiles where there is no driver."""

@@ -14,7 +14,6 @@ from selective_ssm.ops import nvrtc
 from selective_ssm.ops.driver import current_stream
 
 SOURCE = Path(__file__).parent / "kernel.cu"
-FORMATS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 MAX_THREADS = 512  # of a block; a longer row takes several turns
 RESIDENT_THREADS = 1024  # of the backward on a multiprocessor; each of its blocks leaves a part of d weight
 SUM_COLUMNS = 32  # of a block of `sum_partials`
@@ -45,7 +44,7 @@ class Shape(NamedTuple):
     def defines(self) -> tuple[tuple[str, str | int], ...]:
         """The source's macros."""
         names = ("BRANCH", "STREAM", "WEIGHT", "OUTPUT")
-        formats = ((name, FORMATS[dtype]) for name, dtype in zip(names, self[:4], strict=True))
+        formats = ((name, nvrtc.NUMBER_TYPES[dtype]) for name, dtype in zip(names, self[:4], strict=True))
         sizes = (("WIDTH", self.width), ("THREADS", self.threads), ("VECTORS", int(self.vectors)))
         return (*formats, *sizes, ("SHARES_GRADIENT", int(self.x == self.residual)))
 

@@ -21,7 +21,6 @@ from selective_ssm.ops.layouts import Layouts, layouts_of
 from selective_ssm.ops.parameters import Parameters
 
 _FOLDER = Path(__file__).parent
-_WORDS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 SUM_THREADS = 256
 """Threads of a block that sums what others have left, for 32 sums."""
 STEP_THREADS = 128
@@ -79,10 +78,10 @@ class _Kind(NamedTuple):
     @property
     def defines(self) -> tuple[tuple[str, str | int], ...]:
         return (
-            ("X_TYPE", _WORDS[self.x]),
-            ("WEIGHT_TYPE", _WORDS[self.weight]),
-            ("BIAS_TYPE", _WORDS[self.bias or self.weight]),
-            ("STATE_TYPE", _WORDS[self.state or self.x]),
+            ("X_TYPE", nvrtc.NUMBER_TYPES[self.x]),
+            ("WEIGHT_TYPE", nvrtc.NUMBER_TYPES[self.weight]),
+            ("BIAS_TYPE", nvrtc.NUMBER_TYPES[self.bias or self.weight]),
+            ("STATE_TYPE", nvrtc.NUMBER_TYPES[self.state or self.x]),
             ("WIDTH", self.width),
             ("SILU", int(self.activation == "silu")),
         )

@@ -698,17 +698,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 // Turns the gradients of the states before the pieces, in place, into those of the states after them: one thread a state.
 extern "C" __global__ void __launch_bounds__(THREADS)
     selective_scan_backward_hand_over(const __grid_constant__ Parameters p) {
-    const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
-    const int64 states = int64(p.channels) * N;
-    if (i >= p.sequences * states) return;
-    const int64 sequence = i / states, state = i % states;
-    const float A = p.A[state] * LOG2_E;
-    float g = p.d_final ? p.d_final[i] : 0.0f;
-    for (int piece = p.pieces - 1; piece >= 0; piece--) {
-        const int64 index = sequence * p.pieces + piece;
-        float& place = p.piece_grad[index * states + state];
-        const float before = place;
-        place = g;
-        g = fmaf(exp2_fast(A * p.piece_time[index * p.channels + state / N]), g, before);
-    }
+    hand_over(p.piece_grad, p.piece_time, p.d_final, p.A, p.channels, p.sequences, p.pieces, true);
 }

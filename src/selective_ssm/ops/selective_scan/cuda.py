@@ -27,7 +27,6 @@ from selective_ssm.ops.selective_scan.step_cuda import step
 __all__ = ["backward", "forward", "saved_shape", "step"]
 
 _FOLDER = Path(__file__).parent
-_WORDS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _PARTS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 """How many bf16 numbers carry one of a gradient's sums."""
 _IN_TWO_ROLES = ("selective_scan_forward", "selective_scan_summary")  # whose blocks have scanners and helpers
@@ -100,11 +99,11 @@ class _Kind(NamedTuple):
 
     def defines(self, plan: Plan) -> tuple[tuple[str, str | int], ...]:
         return (
-            ("U", _WORDS[self.u]),
-            ("DELTA", _WORDS[self.delta]),
-            ("Z", _WORDS[self.z or self.u]),
-            ("B_MAP", _WORDS[self.B]),
-            ("C_MAP", _WORDS[self.C]),
+            ("U", nvrtc.NUMBER_TYPES[self.u]),
+            ("DELTA", nvrtc.NUMBER_TYPES[self.delta]),
+            ("Z", nvrtc.NUMBER_TYPES[self.z or self.u]),
+            ("B_MAP", nvrtc.NUMBER_TYPES[self.B]),
+            ("C_MAP", nvrtc.NUMBER_TYPES[self.C]),
             ("THREADS", plan.threads),
             ("N", self.states),
             ("LANES", plan.lanes),

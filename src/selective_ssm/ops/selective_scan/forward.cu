@@ -381,17 +381,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK, MIN_BLOCKS) selective_scan_s
 
 // Turns the pieces' end states, in place, into the states before them: one thread a state.
 extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_hand_over(const __grid_constant__ Parameters p) {
-    const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
-    const int64 states = int64(p.channels) * N;
-    if (i >= p.sequences * states) return;
-    const int64 sequence = i / states, state = i % states;
-    const float A = p.A[state] * LOG2_E;
-    float h = p.initial ? p.initial[i] : 0.0f;
-    for (int piece = 0; piece < p.pieces; piece++) {
-        const int64 index = sequence * p.pieces + piece;
-        float& place = p.piece_state[index * states + state];
-        const float after = place;
-        place = h;
-        h = fmaf(exp2_fast(A * p.piece_time[index * p.channels + state / N]), h, after);
-    }
+    hand_over(p.piece_state, p.piece_time, p.initial, p.A, p.channels, p.sequences, p.pieces, false);
 }

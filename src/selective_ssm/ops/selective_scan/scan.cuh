@@ -216,6 +216,26 @@ __device__ __forceinline__ void write_map(float* to, const float (&x)[8]) {
     }
 }
 
+// Hands states on from piece to piece, in place, one thread a state: the place of a piece, (sequences, pieces, D, N), holds
+// what comes out of it when nothing goes in, and gets what goes in. A piece decays by exp(A times its time), whichever way.
+__device__ __forceinline__ void hand_over(
+    float* places, const float* times, const float* first, const float* A, int channels, int sequences, int pieces,
+    bool from_end) {
+    const int64 i = int64(blockIdx.x) * THREADS + threadIdx.x;
+    const int64 states = int64(channels) * N;
+    if (i >= sequences * states) return;
+    const int64 sequence = i / states, state = i % states;
+    const float rate = A[state] * LOG2_E;
+    float carry = first ? first[i] : 0.0f;
+    for (int turn = 0; turn < pieces; turn++) {
+        const int64 index = sequence * pieces + (from_end ? pieces - 1 - turn : turn);
+        float& place = places[index * states + state];
+        const float from_nothing = place;
+        place = carry;
+        carry = fmaf(exp2_fast(rate * times[index * channels + state / N]), carry, from_nothing);
+    }
+}
+
 // Sums over COUNT neighbouring lanes of one number a step, COUNT steps at a time: lane s of them gets the sum of x[s].
 template <int COUNT> __device__ __forceinline__ float sum_over_lanes(float (&x)[COUNT]) {
 #pragma unroll

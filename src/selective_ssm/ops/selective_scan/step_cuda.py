@@ -20,7 +20,6 @@ from selective_ssm.ops.parameters import Parameters
 from selective_ssm.ops.selective_scan.inputs import Options, StepInputs
 
 _SOURCE = Path(__file__).parent / "step.cu"
-_WORDS = {torch.float32: "float", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _THREADS = 128
 _WARP = 32
 _VECTOR = 4
@@ -115,11 +114,11 @@ def _prepared(
         batch, channels, rows, B_share, C_share, state[0][0], bool(slots and slots[2] == torch.int64),
     )  # fmt: skip
     defines = (
-        ("U", _WORDS[u_dtype]),
-        ("DELTA", _WORDS[delta[2]]),
-        ("Z", _WORDS[z[2] if z else u_dtype]),
-        ("B_MAP", _WORDS[B[2]]),
-        ("C_MAP", _WORDS[C[2]]),
+        ("U", nvrtc.NUMBER_TYPES[u_dtype]),
+        ("DELTA", nvrtc.NUMBER_TYPES[delta[2]]),
+        ("Z", nvrtc.NUMBER_TYPES[z[2] if z else u_dtype]),
+        ("B_MAP", nvrtc.NUMBER_TYPES[B[2]]),
+        ("C_MAP", nvrtc.NUMBER_TYPES[C[2]]),
         ("N", states),
         ("LANES", lanes),
         ("WIDTH", width),
