@@ -151,6 +151,6 @@ def test_the_kernel(case: tuple[object, ...]) -> None:
 def test_the_source_compiles() -> None:
     shape = cuda.Shape(LOW, SINGLE, LOW, LOW, 2048, True)
     try:
-        assert nvrtc.compile(cuda.SOURCE, dict(shape.defines), "sm_90a")
+        assert nvrtc.compile(cuda.SOURCE, dict(shape.defines), "sm_90")
     except MissingPackage as absent:
         pytest.skip(str(absent))

@@ -30,8 +30,8 @@ __all__ = ["fresh", "source"]
 
 needs_nvrtc = pytest.mark.skipif(nvrtc._absent() is not None, reason=str(nvrtc._absent()))
 
-ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120")
-FEW_ARCHS = ("sm_80", "sm_90a")
+ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
+FEW_ARCHS = ("sm_80", "sm_90")
 
 OPS = Path(nvrtc.__file__).parent
 BACKENDS = (add_rms_norm_cuda, causal_conv1d_cuda, selective_scan_cuda, selective_scan_step_cuda)
@@ -83,10 +83,10 @@ def test_every_source_compiles_for_every_architecture(path: str, archs: tuple[st
 def test_an_error_names_the_line(source: Path) -> None:
     source.write_text(ADD.replace("p.summand", "p.addend"))
     with pytest.raises(RuntimeError) as caught:
-        nvrtc.compile(source, dict(DEFINES), "sm_90a")
+        nvrtc.compile(source, dict(DEFINES), "sm_90")
     line = next(number for number, line in enumerate(ADD.splitlines(), start=1) if "p.summand" in line)
     assert re.match(
-        rf"'.*add\.cu' does not compile for sm_90a with NVRTC \d+\.\d+: op/add\.cu\({line}\)", str(caught.value)
+        rf"'.*add\.cu' does not compile for sm_90 with NVRTC \d+\.\d+: op/add\.cu\({line}\)", str(caught.value)
     )
     assert 'has no member "addend"' in str(caught.value)
     assert "\0" not in str(caught.value)
@@ -102,7 +102,7 @@ def test_an_unknown_architecture_is_told(source: Path) -> None:
 def test_a_header_beside_the_source_is_found_and_comes_once(source: Path) -> None:
     (source.parent / "shared.cuh").write_text('#include "device.cuh"\n__device__ int seven() { return 7; }\n')
     source.write_text('#include "shared.cuh"\n' + ADD.replace("p.summand", "seven()"))
-    assert nvrtc.compile(source, dict(DEFINES), "sm_90a")
+    assert nvrtc.compile(source, dict(DEFINES), "sm_90")
     source.write_text('#include "shared.cuh"\n\nwrong\n')
     with pytest.raises(RuntimeError, match=re.escape("op/add.cu(3): error")):
-        nvrtc.compile(source, dict(DEFINES), "sm_90a")
+        nvrtc.compile(source, dict(DEFINES), "sm_90")

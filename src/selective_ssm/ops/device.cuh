@@ -108,20 +108,6 @@ __device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 
-// Raises to, or lowers to, so many registers a thread, for the four warps that call it together; what some leave, others can
-// take, and wait for. Nothing happens where the hardware cannot.
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM100_ALL)
-template <int count> __device__ __forceinline__ void take_registers() {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
-}
-template <int count> __device__ __forceinline__ void leave_registers() {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
-}
-#else
-template <int count> __device__ __forceinline__ void take_registers() {}
-template <int count> __device__ __forceinline__ void leave_registers() {}
-#endif
-
 // The block's dynamic shared memory, aligned to a vector.
 __device__ __forceinline__ char* shared_memory() {
     extern __shared__ Vector memory[];

@@ -60,7 +60,7 @@ def compile(source: Path, defines: Mapping[str, str | int], arch: str) -> bytes:
     Args:
         source: a CUDA C++ file; what it includes lies beside it, or is "device.cuh".
         defines: its configuration, as macros.
-        arch: the architecture of a device, such as ``sm_90a``.
+        arch: the architecture of a device, such as ``sm_90``.
 
     Returns:
         The cubin: machine code for that architecture alone.
@@ -208,9 +208,8 @@ def _compiler() -> Any:
 
 
 def _arch(device: int) -> str:
-    """With the instructions that only this architecture has, where there are such."""
     major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}{'a' if major >= 9 else ''}"
+    return f"sm_{major}{minor}"
 
 
 @functools.cache

@@ -193,9 +193,6 @@ __device__ __forceinline__ float shuffle_xor(float x, int mask, int line = __bui
 __device__ __forceinline__ void sync_warp(int line = __builtin_LINE()) { emulator::exchange(0, "sync_warp", line); }
 __device__ __forceinline__ void sync_block(int line = __builtin_LINE()) { emulator::wait_block(line); }
 
-template <int count> __device__ __forceinline__ void take_registers() {}
-template <int count> __device__ __forceinline__ void leave_registers() {}
-
 __device__ __forceinline__ char* shared_memory() { return emulator::shared(); }
 
 // ---- memory and matrices ------------------------------------------------------------------------------------------

@@ -29,13 +29,7 @@ __all__ = ["backward", "forward", "saved_shape", "step"]
 _FOLDER = Path(__file__).parent
 _PARTS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
 """How many bf16 numbers carry one of a gradient's sums."""
-_HELPERS = {
-    "selective_scan_forward": 1.0,
-    "selective_scan_summary": 1.0,
-    "selective_scan_backward": 0.5,
-    "selective_scan_backward_summary": 0.5,
-}
-"""Of a kernel in two roles: helpers for each scanner."""
+_IN_TWO_ROLES = ("selective_scan_forward", "selective_scan_summary")  # whose blocks have scanners and helpers
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -134,10 +128,11 @@ def _forward_shared(kind: _Kind, plan: Plan) -> int:
 
 def _backward_shared(kind: _Kind, plan: Plan) -> int:
     """The bytes of `Shared` in backward.cu."""
-    sums = 4 * (1 if kind.passes == 1 else 16 * plan.channels)
-    quarter = 16 * (2 * (plan.channels + 2) + plan.channels + 8) + sums
+    tile = CHUNK * (2 * (plan.channels + 2) + 2 * (plan.channels + 8) + 2 * STATES)
+    sums = 4 * (1 if kind.passes == 1 else CHUNK * plan.channels)
     runs = CHUNK // 8 * plan.threads * 8
-    return 4 * (5 * (quarter + 16 * 2 * STATES) + runs + 2 * plan.channels)
+    totals = plan.threads // 32 * plan.channels * 2
+    return 4 * (tile + sums + runs + 2 * plan.channels + totals)
 
 
 def _parts(kind: _Kind) -> int:
@@ -155,7 +150,7 @@ def _kernel(source: str, name: str, kind: _Kind, plan: Plan, device: int) -> nvr
         )
     else:
         shared = _backward_shared(kind, plan)
-        extra = (("PARTS", _parts(kind)),)
+        extra = (("PARTS", _parts(kind)), ("MIN_BLOCKS", 2 if kind.passes == 1 else 1))
     if name.endswith("hand_over"):
         shared = 0
     return nvrtc.kernel(_FOLDER / source, name, (*kind.defines(plan), *extra), device, shared)
@@ -226,14 +221,12 @@ class _Call(NamedTuple):
             states % 8 == 0 and (B_bits | C_bits) % 16 == 0,
         )  # fmt: skip
         chosen = plan(sequences, length, channels, groups, machine.multiprocessors)
-        if plan is plan_backward:
-            while _backward_shared(kind, chosen) > machine.shared:
-                fewer = chosen.threads // 2
-                chosen = plan(sequences, length, channels, groups, machine.multiprocessors, fewer)
+        if plan is plan_backward and _backward_shared(kind, chosen) > machine.shared:
+            chosen = plan(sequences, length, channels, groups, machine.multiprocessors, threads=THREADS // 2)
         return cls(kind, chosen, device, groups, sequences, machine, pointers, tuple(itertools.chain(*strides)))
 
     def launch(self, source: str, name: str, blocks: int, parameters: ctypes.Structure) -> None:
-        threads = int(self.plan.threads * (1 + _HELPERS.get(name, 0)))
+        threads = self.plan.threads * (2 if name in _IN_TWO_ROLES else 1)
         kernel = _kernel(source, name, self.kind, self.plan, self.device)
         stream = current_stream(self.device)
         kernel((blocks, 1, 1), threads, parameters, stream)

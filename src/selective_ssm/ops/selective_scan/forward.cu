@@ -335,9 +335,8 @@ template <bool SUMMARY> struct Scanner : Work {
                 y[j] = 0.0f;
 #pragma unroll
                 for (int r = 0; r < PER_LANE; r++) {
-                    const float decay = decay_over(step.dt, A[pass][r]);
-                    const float drive =
-                        ZOH ? step.input * hold(step.dt * A[pass][r], decay, step.dt, inverse_A[pass][r]) : step.input;
+                    const float x = exponent_over(step.dt, A[pass][r]), decay = exp2_fast(x);
+                    const float drive = ZOH ? step.input * hold(x, decay, step.dt, inverse_A[pass][r]) : step.input;
                     h[pass][r] = fmaf(decay, h[pass][r], drive * (B_FIXED ? fixed_B[pass][r] : step.maps[r]));
                     y[j] = fmaf(C_FIXED ? fixed_C[pass][r] : step.maps[PER_LANE + r], h[pass][r], y[j]);
                 }

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 THREADS = 128
-"""Scanners of a block, forward."""
-MOST_THREADS = 256
-"""Scanners of a block, backward, where it may have the shared memory for as many."""
+"""Of a block; of each of its two roles, forward."""
 LANES = (2, 4, 8)
 """Threads that may share a channel."""
 STATES = 16
@@ -109,24 +107,20 @@ def _plan_forward(sequences: int, length: int, channels: int, groups: int, multi
 
 
 def plan_backward(
-    sequences: int, length: int, channels: int, groups: int, multiprocessors: int, most_threads: int = MOST_THREADS
+    sequences: int, length: int, channels: int, groups: int, multiprocessors: int, threads: int = THREADS
 ) -> Plan:
     """The same backward, where channels are held in one way only, that of tensor cores: 16 channels a warp.
 
-    A block has at most so many scanners, as its shared memory allows, and no more than its group has channels for.
+    Half the threads serve where a block's shared memory is too small for all.
     """
-    chosen = _plan_backward(sequences, length, channels, groups, multiprocessors, most_threads)
+    chosen = _plan_backward(sequences, length, channels, groups, multiprocessors, threads)
     return replace(chosen, **_overridden | {"lanes": 2}) if _overridden else chosen
 
 
 @functools.lru_cache(1024)
-def _plan_backward(
-    sequences: int, length: int, channels: int, groups: int, multiprocessors: int, most_threads: int
-) -> Plan:
+def _plan_backward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int, threads: int) -> Plan:
     wanted = WARPS_A_MULTIPROCESSOR * multiprocessors
-    chosen = Plan(lanes=2, pieces=1, threads=most_threads)
-    while chosen.threads > 64 and chosen.channels // 2 >= channels // groups:
-        chosen = replace(chosen, threads=chosen.threads // 2)
+    chosen = Plan(lanes=2, pieces=1, threads=threads)
     if 2 * _warps(chosen, sequences, channels, groups) < wanted:
         chosen = _in_pieces(chosen, sequences, length, channels, groups, wanted)
     return chosen

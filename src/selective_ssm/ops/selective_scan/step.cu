@@ -106,8 +106,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_step(const 
                 if (n >= N) continue;
 #pragma unroll
                 for (int j = 0; j < WIDTH; j++) {
-                    const float rate = A[i][j] * LOG2_E, decay = decay_over(dt, rate);
-                    const float gain = ZOH ? hold(dt * rate, decay, dt, reciprocal_fast(A[i][j])) : dt;
+                    const float x = exponent_over(dt, A[i][j] * LOG2_E), decay = exp2_fast(x);
+                    const float gain = ZOH ? hold(x, decay, dt, reciprocal_fast(A[i][j])) : dt;
                     h[i][j] = decay * h[i][j] + gain * u * B[i][j];
                     y += C[i][j] * h[i][j];
                 }
