@@ -35,7 +35,13 @@ def long_segments(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def leaves(
-    batch: int, length: int, channels: int, state: int = 16, dtype: torch.dtype = BRAIN, seed: int = 0, step: float = 1e-3
+    batch: int,
+    length: int,
+    channels: int,
+    state: int = 16,
+    dtype: torch.dtype = BRAIN,
+    seed: int = 0,
+    step: float = 1e-3,
 ) -> dict[str, Tensor]:
     """Arguments as they are when a model starts, on the GPU, each differentiable; the smallest step is about `step`."""
     generator = torch.Generator("cuda").manual_seed(seed)
