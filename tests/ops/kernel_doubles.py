@@ -83,6 +83,7 @@ class Driver:
     def __init__(self) -> None:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.refused: dict[str, list[int]] = {}
+        self.current_context = 1
         self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
         self.CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
 
@@ -91,6 +92,7 @@ class Driver:
             "cuModuleLoadData": ("module",),
             "cuModuleGetFunction": ("function",),
             "cuDeviceGet": (0,),
+            "cuCtxGetCurrent": (self.current_context,),
             "cuDevicePrimaryCtxRetain": ("context",),
             "cuThreadExchangeStreamCaptureMode": (0,),
             "cuGetErrorName": (b"CUDA_ERROR_INVALID_VALUE",),
@@ -114,6 +116,7 @@ def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
     for module in (driver, nvrtc):
         monkeypatch.setattr(module, "bindings", lambda: found)
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     driver._primary_context.cache_clear()
     yield found
     driver._primary_context.cache_clear()

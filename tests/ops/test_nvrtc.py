@@ -102,14 +102,23 @@ def test_a_module_is_loaded_in_the_devices_context_and_capture_goes_on(source: P
 
 
 @pytest.mark.usefixtures("compiled")
-@pytest.mark.parametrize("status", [201, 400])
-def test_a_thread_without_the_context_is_lent_it(source: Path, double: Driver, status: int) -> None:
-    kernel = nvrtc.kernel(source, "add", DEFINES, 0)
+@pytest.mark.parametrize(
+    ("status", "device", "current", "lent"),
+    [
+        (201, 0, 0, ["cuCtxSetCurrent", "cuLaunchKernel"]),  # it keeps what torch would give it
+        (201, 1, 0, ["cuCtxPushCurrent", "cuLaunchKernel", "cuCtxPopCurrent"]),
+        (400, 0, 1, ["cuCtxPushCurrent", "cuLaunchKernel", "cuCtxPopCurrent"]),
+    ],
+)
+def test_a_thread_without_the_context_is_lent_it(
+    source: Path, double: Driver, status: int, device: int, current: int, lent: list[str]
+) -> None:
+    kernel = nvrtc.kernel(source, "add", DEFINES, device)
     double.calls.clear()
     double.refused["cuLaunchKernel"] = [status]
+    double.current_context = current
     kernel((1, 1, 1), 64, Parameters(), 0)
-    order = ["cuLaunchKernel", "cuCtxPushCurrent", "cuLaunchKernel", "cuCtxPopCurrent"]
-    assert [name for name, _ in double.calls] == order
+    assert [name for name, _ in double.calls] == ["cuLaunchKernel", "cuCtxGetCurrent", *lent]
 
 
 @pytest.mark.usefixtures("compiled")

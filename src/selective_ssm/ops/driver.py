@@ -61,6 +61,21 @@ def context(device: int) -> Generator[None]:
         cuda.cuCtxPopCurrent()
 
 
+def bind_thread(device: int) -> bool:
+    """Give a thread that has no context that of torch's current device, for good, as torch's first call in it would.
+
+    The threads in which autograd goes backward begin without one, and would be refused each launch once.
+
+    Returns:
+        Whether the thread has now been given that of `device`.
+    """
+    cuda, trouble = bindings(), f"cuda:{device} cannot be used"
+    if int(checked(cuda.cuCtxGetCurrent(), trouble)) != 0 or device != torch.cuda.current_device():
+        return False
+    checked(cuda.cuCtxSetCurrent(_primary_context(device)), trouble)
+    return True
+
+
 @contextlib.contextmanager
 def while_capturing() -> Generator[None]:
     """Let this thread load modules while a stream is captured: that adds no work to any stream."""

@@ -22,7 +22,7 @@ import torch
 
 from selective_ssm.errors import MissingPackage
 from selective_ssm.ops import cubin_cache
-from selective_ssm.ops.driver import bindings, checked, context, while_capturing
+from selective_ssm.ops.driver import bind_thread, bindings, checked, context, while_capturing
 
 Defines = tuple[tuple[str, str | int], ...]
 
@@ -139,7 +139,7 @@ class Kernel:
     def _refused(self, result: Any, launch: tuple[Any, ...]) -> None:
         """Launch again in the right context if that was missing, else tell why nothing was launched."""
         if int(result) in _MISPLACED:  # a new thread has no context, and another device may be the current one
-            with context(self._device):
+            with contextlib.nullcontext() if bind_thread(self._device) else context(self._device):
                 (result,) = self._launch(*launch)
         _, x, y, z, threads, _, _, shared, *_ = launch
         checked(

@@ -302,7 +302,7 @@ struct Backward {
     }
 
     __device__ __forceinline__ float gain(float dt, float decay, float A_log2) const {
-        return ZOH ? hold(exponent_over(dt, A_log2), decay, dt, LOG2_E / A_log2) : 1.0f;
+        return ZOH ? hold(exponent_over(dt, A_log2), decay, dt, LOG2_E * reciprocal_fast(A_log2)) : 1.0f;
     }
 
     // One token of the recurrence.
@@ -432,24 +432,11 @@ struct Backward {
         }
     }
 
-    // Through (exp(dt A) - 1) / A: its derivative is exp(dt A) in dt, and dt^2 (1/2 + x/3 + x^2/8 + ...) in A, x = dt A.
-    // through_A is in units of log2.
+    // Through the hold: its derivative in dt is exp(dt A). through_A is in units of log2.
     __device__ __forceinline__ void add_hold(
         float& through_A, float& d_A, float d_hold, float dt, float decay, float A_log2) const {
         through_A = fmaf(d_hold * LOG2_E, decay, through_A);
-        const float x = dt * A_log2 * LN_2;
-        float series = 10.0f / 39916800;
-        series = fmaf(series, x, 9.0f / 3628800);
-        series = fmaf(series, x, 8.0f / 362880);
-        series = fmaf(series, x, 7.0f / 40320);
-        series = fmaf(series, x, 6.0f / 5040);
-        series = fmaf(series, x, 5.0f / 720);
-        series = fmaf(series, x, 4.0f / 120);
-        series = fmaf(series, x, 3.0f / 24);
-        series = fmaf(series, x, 2.0f / 6);
-        series = fmaf(series, x, 1.0f / 2);
-        const float exact = (x * decay - (decay - 1.0f)) / (x * x);
-        d_A = fmaf(d_hold * dt * dt, fabsf(x) < 1.0f ? series : exact, d_A);
+        d_A = fmaf(d_hold * dt * dt, hold_slope(dt * A_log2, decay), d_A);
     }
 
     // sums[channel][token j] += over states of x and a time-invariant map, laid out as sum_states does.

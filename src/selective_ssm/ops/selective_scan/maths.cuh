@@ -41,3 +41,16 @@ __device__ __forceinline__ float hold(float x, float decay, float dt, float inve
     const float near = fmaf(dt * x, series, dt), far = fmaf(decay, inverse_A, -inverse_A);
     return fabsf(x) < 0.3125f ? near : far;
 }
+
+// The derivative of that factor in A, over dt^2: (x exp(x) - (exp(x) - 1)) / x^2 of x = dt A, here given as x log2(e); near 0 by
+// a polynomial within 3e-7.
+__device__ __forceinline__ float hold_slope(float x, float decay) {
+    float series = 0.00018988442f;
+    series = fmaf(series, x, 0.00161919859f);
+    series = fmaf(series, x, 0.0111019397f);
+    series = fmaf(series, x, 0.0600532591f);
+    series = fmaf(series, x, 0.231048867f);
+    series = fmaf(series, x, 0.500000119f);
+    const float inverse = LOG2_E * reciprocal_fast(x), far = (decay - (decay - 1.0f) * inverse) * inverse;
+    return fabsf(x) < 0.75f ? series : far;
+}
