@@ -32,7 +32,7 @@ def test_the_library_loads_once_and_names_what_it_was_compiled_for() -> None:
     assert native.load() is native.load()
     vectors, threads = native.build().split(", ")
     assert vectors in ("SSE2", "AVX2", "AVX-512", "NEON", "no vector instructions")
-    assert threads in ("OpenMP", "one thread")
+    assert threads in ("1 thread of OpenMP", "1 thread of its own")
 
 
 def test_an_absent_library_is_told(library_is: Callable[[Path | None], None]) -> None:

@@ -1,15 +1,32 @@
-"""The CPU library: compiled C++ behind a plain C interface, loaded with ctypes; it never sees torch's headers."""
+"""The CPU library: compiled C++ behind a plain C interface, loaded with ctypes; it never sees torch's headers.
+
+Each kernel is there once for each instruction set that it was compiled for. The fastest that this machine has is taken,
+or the one that ``SELECTIVE_SSM_VECTORS`` names: ``avx512``, ``avx2`` or ``baseline``.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import functools
 import importlib.resources
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-ABI_VERSION = 1
+import torch
+
+from selective_ssm.errors import UserError, nearest
+
+ABI_VERSION = 2
 """What the exported functions look like; raised together with ``selective_ssm_abi_version`` in native.cpp."""
+NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
+"""The dtypes that kernels read and write, as vector.hpp numbers them."""
+VECTORS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": None}
+"""The instruction sets, and their names for people; the baseline's depends on the machine."""
+LEAST_FOR_THREADS = 1 << 15
+"""Numbers to compute below which more threads do not pay: starting them takes as long as some 10,000 of them."""
 
 _REBUILD = "install a C++ compiler (g++ or clang++) and then selective-ssm again, or run 'make native' in its source"
 
@@ -35,11 +52,58 @@ def explain() -> str | None:
     return library if isinstance(library, str) else None
 
 
+@functools.cache
+def vectors() -> str:
+    """The instruction set whose kernels run, chosen once: the one that SELECTIVE_SSM_VECTORS names, else the fastest.
+
+    Raises:
+        RuntimeError: the library cannot be loaded.
+        UserError: there is none of that name, or this machine does not have it.
+    """
+    able = _text("selective_ssm_vectors").split()
+    wanted = os.environ.get("SELECTIVE_SSM_VECTORS") or able[0]
+    if wanted not in VECTORS:
+        names = ", ".join(map(repr, VECTORS))
+        hint = nearest(wanted, VECTORS)
+        raise UserError(f"SELECTIVE_SSM_VECTORS is {wanted!r}, which does not exist{hint}; expected one of {names}")
+    if wanted not in able:
+        names = ", ".join(map(repr, able))
+        raise UserError(f"SELECTIVE_SSM_VECTORS is {wanted!r}, but of its instruction sets this machine has {names}")
+    return wanted
+
+
 def build() -> str:
-    """Name the vector instructions and the threads that the library was compiled for, such as ``AVX2, OpenMP``."""
-    function = load().selective_ssm_build
-    function.restype = ctypes.c_char_p
-    return function().decode()
+    """Name the vector instructions and the threads that kernels run with, such as ``AVX2, 8 threads of OpenMP``."""
+    names = VECTORS[vectors()] or _text("selective_ssm_baseline")
+    count = torch.get_num_threads()
+    return f"{names}, {count} {'thread' if count == 1 else 'threads'} of {_text('selective_ssm_threads')}"
+
+
+@functools.cache
+def function(name: str) -> Callable[[Any], None]:
+    """A kernel of the chosen instruction set.
+
+    It takes `ctypes.byref` of its arguments' structure, and lets other Python threads run meanwhile.
+
+    Raises:
+        RuntimeError: the library cannot be loaded.
+        UserError: SELECTIVE_SSM_VECTORS names nothing that can run.
+    """
+    kernel = load()[f"selective_ssm_{name}_{vectors()}"]
+    kernel.argtypes, kernel.restype = [ctypes.c_void_p], None
+    return kernel
+
+
+def threads(numbers: int) -> int:
+    """How many threads so many numbers are worth: as many as torch has, or one."""
+    return torch.get_num_threads() if numbers >= LEAST_FOR_THREADS else 1
+
+
+def _text(name: str) -> str:
+    """What a function of the library without arguments says."""
+    told = load()[name]
+    told.restype = ctypes.c_char_p
+    return told().decode()
 
 
 @functools.cache
