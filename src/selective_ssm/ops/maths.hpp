@@ -103,10 +103,29 @@ INLINE Part hold(Part x, Part exp_x) {
     return x * x < 0.25f ? p : away;
 }
 
+// The derivative of (e^x - 1) / x, given e^x and that: by its series, of which (k + 1) / (k + 2)! is a coefficient, near 0.
+INLINE Part hold_slope(Part x, Part exp_x, Part held) {
+    Part p = splat_part(0x1.08db48p-29f);
+    p = fma(p, x, splat_part(0x1.8a86a4p-26f));
+    p = fma(p, x, splat_part(0x1.0cfeb6p-22f));
+    p = fma(p, x, splat_part(0x1.4ce19ap-19f));
+    p = fma(p, x, splat_part(0x1.71de3ap-16f));
+    p = fma(p, x, splat_part(0x1.6c16c2p-13f));
+    p = fma(p, x, splat_part(0x1.381382p-10f));
+    p = fma(p, x, splat_part(0x1.c71c72p-8f));
+    p = fma(p, x, splat_part(0x1.111112p-5f));
+    p = fma(p, x, splat_part(0x1p-3f));
+    p = fma(p, x, splat_part(0x1.555556p-2f));
+    p = fma(p, x, splat_part(0x1p-1f));
+    const Part away = (exp_x - held) / x;
+    return x * x < 1.0f ? p : away;
+}
+
 INLINE Floats exp2(Floats t) EACH(Floats, exp2(t.at[i]))
 INLINE Floats exp(Floats x) EACH(Floats, exp(x.at[i]))
 INLINE Floats sigmoid(Floats x) EACH(Floats, sigmoid(x.at[i]))
 INLINE Floats softplus(Floats x) EACH(Floats, softplus(x.at[i]))
 INLINE Floats hold(Floats x, Floats exp_x) EACH(Floats, hold(x.at[i], exp_x.at[i]))
+INLINE Floats hold_slope(Floats x, Floats exp_x, Floats held) EACH(Floats, hold_slope(x.at[i], exp_x.at[i], held.at[i]))
 
 }  // namespace

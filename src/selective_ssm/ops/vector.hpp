@@ -184,4 +184,48 @@ INLINE void scatter(T* to, int64 stride, Floats x, int count) {
     for (int i = 0; i < count && i < LANES; i++) to[i * stride] = lanes[i];
 }
 
+// The sums of neighbours in two registers laid end to end.
+INLINE Part pairwise(Part a, Part b) {
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLE(...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(...) __builtin_shuffle(a, b, PartInts{__VA_ARGS__})
+#endif
+#if defined(__AVX512F__)
+    return SHUFFLE(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           SHUFFLE(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif defined(__AVX2__)
+    return SHUFFLE(0, 2, 4, 6, 8, 10, 12, 14) + SHUFFLE(1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    return SHUFFLE(0, 2, 4, 6) + SHUFFLE(1, 3, 5, 7);
+#endif
+#undef SHUFFLE
+}
+
+template <int COUNT>
+INLINE Part sums_of(const Part* x) {
+    if constexpr (COUNT == 1) {
+        return x[0];
+    } else {
+        Part half[COUNT / 2];
+        for (int i = 0; i < COUNT / 2; i++) half[i] = pairwise(x[2 * i], x[2 * i + 1]);
+        return sums_of<COUNT / 2>(half);
+    }
+}
+
+// Of each of 16 vectors that lie side by side the sum of its numbers.
+INLINE Floats sums(const float* from) {
+    Floats result;
+    for (int i = 0; i < PARTS; i++) {
+        Part x[PART];
+        for (int j = 0; j < PART; j++) {
+            const float* vector = from + (i * PART + j) * LANES;
+            x[j] = load_part(vector);
+            for (int k = 1; k < PARTS; k++) x[j] = x[j] + load_part(vector + k * PART);
+        }
+        result.at[i] = sums_of<PART>(x);
+    }
+    return result;
+}
+
 }  // namespace
