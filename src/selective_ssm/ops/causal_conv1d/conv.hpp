@@ -92,33 +92,33 @@ struct Block {
 
 // Rows: K of the filter, one of the bias, H + TILE of entries; backward, as many of gradients, and K + 1 of sums.
 INLINE Block block_of(const Conv& p, int64 index, int worker) {
-    const int64 from = index * p.block, tile = p.width - 1 + TILE;
+    const int64 from = index * p.block, tile = p.width - 1 + TILE, stride = p.block + LANES;
     float* weight = p.scratch + worker * p.scratch_size;
-    float* bias = weight + p.width * p.block;
-    float* entries = bias + p.block;
-    float* d_outs = entries + tile * p.block;
-    Block block{from, least(p.channels - from, p.block), p.block, weight, bias, entries, d_outs, d_outs + tile * p.block};
+    float* bias = weight + p.width * stride;
+    float* entries = bias + stride;
+    float* d_outs = entries + tile * stride;
+    Block block{from, least(p.channels - from, p.block), stride, weight, bias, entries, d_outs, d_outs + tile * stride};
     for (int64 c = 0; c < block.channels; c += LANES) {
         const int count = block.count(c);
         for (int64 k = 0; k < p.width; k++) {
-            store(weight + k * p.block + c, gather(p.weight + (from + c) * p.width + k, p.width, count));
+            store(weight + k * stride + c, gather(p.weight + (from + c) * p.width + k, p.width, count));
         }
         store(bias + c, p.bias == nullptr ? zeros() : load(p.bias + from + c, count));
     }
     return block;
 }
 
-INLINE void zero_row(const Block& block, float* row) {
+INLINE void zero_row(Block block, float* row) {
     for (int64 c = 0; c < block.channels; c += LANES) store(row + c, zeros());
 }
 
 template <class T>
-INLINE void fill_row(const Block& block, float* row, const T* from) {
+INLINE void fill_row(Block block, float* row, const T* from) {
     for (int64 c = 0; c < block.channels; c += LANES) store(row + c, load(from + c, block.count(c)));
 }
 
 // Column `entry` of a (D, H) state.
-INLINE void fill_row_of_state(const Block& block, float* row, const float* state, int64 entry, int64 history) {
+INLINE void fill_row_of_state(Block block, float* row, const float* state, int64 entry, int64 history) {
     const float* from = state + block.from * history + entry;
     for (int64 c = 0; c < block.channels; c += LANES) store(row + c, gather(from + c * history, history, block.count(c)));
 }
@@ -141,7 +141,7 @@ INLINE void fill_history(const Conv& p, const Block& block, const Piece& piece, 
 }
 
 // Moves the last H of `used` tile rows to where the next tile's history lies.
-INLINE void carry(const Conv& p, const Block& block, float* rows, int64 used) {
+INLINE void carry(const Conv& p, Block block, float* rows, int64 used) {
     for (int64 i = 0; i < p.width - 1; i++) {
         const float* from = rows + (i + used) * block.stride;
         for (int64 c = 0; c < block.channels; c += LANES) store(rows + i * block.stride + c, load(from + c));
@@ -150,8 +150,8 @@ INLINE void carry(const Conv& p, const Block& block, float* rows, int64 used) {
 
 // Bias + sum_k weight_k entry_k at a vector of channels; `entries` is the first row that is read.
 template <int WIDTH>
-INLINE Floats convolve(const Conv& p, const Block& block, const float* entries, int64 c) {
-    const int64 width = WIDTH > 0 ? WIDTH : p.width;
+INLINE Floats convolve(int64 width, const Block& block, const float* entries, int64 c) {
+    if (WIDTH > 0) width = WIDTH;
     Floats sum = load(block.bias + c);
     for (int64 k = 0; k < width; k++) {
         sum = fma(load(block.weight + k * block.stride + c), load(entries + k * block.stride + c), sum);

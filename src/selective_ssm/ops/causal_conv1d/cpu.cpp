@@ -3,6 +3,30 @@
 
 namespace {
 
+constexpr int64 AHEAD = 4;  // tokens
+
+// Asks for a row of a tensor: rows lie pages apart, and the machine foresees nothing across pages.
+template <class T>
+INLINE void prefetch_row(const Block& block, const T* row) {
+    for (int64 c = 0; c < block.channels; c += 64 / static_cast<int64>(sizeof(T))) __builtin_prefetch(row + c);
+}
+
+// One token: what its tile's row `i` of entries and those after it give. `ahead` is a token that comes soon.
+template <int WIDTH, class T>
+INLINE void forward_token(const Conv& p, const Block block, int64 i, const T* x, T* out, int64 token, int64 ahead) {
+    const int64 width = p.width;
+    const bool silu = p.silu;
+    const float* entries = block.entries + i * block.stride;
+    prefetch_row(block, x + ahead * p.x_token);
+    prefetch_row(block, out + ahead * p.channels);
+    out += token * p.channels;
+    for (int64 c = 0; c < block.channels; c += LANES) {
+        Floats sum = convolve<WIDTH>(width, block, entries, c);
+        if (silu) sum = sum * sigmoid(sum);
+        store(out + c, sum, block.count(c));
+    }
+}
+
 template <int WIDTH, class T>
 void forward_piece(const Conv& p, const Block& block, const Piece& piece, const T* x, T* out) {
     float* inputs = block.entries + (p.width - 1) * block.stride;
@@ -11,12 +35,9 @@ void forward_piece(const Conv& p, const Block& block, const Piece& piece, const 
         const int64 tokens = least(piece.to - position, TILE);
         for (int64 i = 0; i < tokens; i++) {
             const int64 token = piece.token(position + i);
+            const int64 ahead = piece.token(least(position + i + AHEAD, piece.to - 1));
             fill_row(block, inputs + i * block.stride, x + token * p.x_token);
-            for (int64 c = 0; c < block.channels; c += LANES) {
-                Floats sum = convolve<WIDTH>(p, block, block.entries + i * block.stride, c);
-                if (p.silu) sum = sum * sigmoid(sum);
-                store(out + token * p.channels + c, sum, block.count(c));
-            }
+            forward_token<WIDTH>(p, block, i, x, out, token, ahead);
         }
         carry(p, block, block.entries, tokens);
     }
@@ -62,39 +83,49 @@ void forward(const Conv& p) {
     if (p.width > 1) for_sequences(p, [&](const Piece& sequence, int64 b) { final_state(p, sequence, x + b * p.x_batch); });
 }
 
-// The gradient of what SiLU is applied to, for some tokens of a tile; those past the sequence's end have none.
+// The gradient of what SiLU is applied to, for the output that reads the row `entries` and those after it.
 template <int WIDTH, class T>
-INLINE void differentiate(const Conv& p, const Block& block, const Piece& piece, int64 position, int64 tokens,
-                          const T* x, const T* d_out) {
-    const int64 history = p.width - 1;
+INLINE void differentiate(const Conv& p, const Block block, const float* entries, const T* d_out, float* d_row) {
+    const int64 width = p.width;
+    const bool silu = p.silu;
+    for (int64 c = 0; c < block.channels; c += LANES) {
+        Floats d = load(d_out + c, block.count(c));
+        if (silu) {
+            const Floats sum = convolve<WIDTH>(width, block, entries, c);
+            const Floats gate = sigmoid(sum);
+            d = d * gate * fma(sum, splat(1) - gate, splat(1));
+        }
+        store(d_row + c, d);
+    }
+}
+
+// Brings some tokens' entries and the gradients of their outputs into a tile; past the sequence's end these are zero.
+template <int WIDTH, class T>
+INLINE void fill_tile(const Conv& p, const Block& block, const Piece& piece, int64 position, int64 tokens, const T* x,
+                      const T* d_out) {
     for (int64 i = 0; i < tokens; i++) {
-        float* d_row = block.d_outs + (history + i) * block.stride;
+        float* inputs = block.entries + (p.width - 1 + i) * block.stride;
+        float* d_row = block.d_outs + (p.width - 1 + i) * block.stride;
         if (position + i >= piece.length) {
             zero_row(block, d_row);
             continue;
         }
         const int64 token = piece.token(position + i);
-        fill_row(block, block.entries + (history + i) * block.stride, x + token * p.x_token);
-        const T* d_from = d_out + token * p.d_out_token;
-        for (int64 c = 0; c < block.channels; c += LANES) {
-            Floats d = load(d_from + c, block.count(c));
-            if (p.silu) {
-                const Floats sum = convolve<WIDTH>(p, block, block.entries + i * block.stride, c);
-                const Floats gate = sigmoid(sum);
-                d = d * gate * fma(sum, splat(1) - gate, splat(1));
-            }
-            store(d_row + c, d);
-        }
+        const int64 ahead = piece.token(least(position + i + AHEAD, piece.length - 1));
+        prefetch_row(block, x + ahead * p.x_token);
+        prefetch_row(block, d_out + ahead * p.d_out_token);
+        fill_row(block, inputs, x + token * p.x_token);
+        differentiate<WIDTH>(p, block, block.entries + i * block.stride, d_out + token * p.d_out_token, d_row);
     }
 }
 
 // Adds what some tokens of a tile give to the gradients of weight and bias.
 template <int WIDTH>
-INLINE void add_up(const Conv& p, const Block& block, int64 tokens) {
+INLINE void add_up(int64 width, const Block block, int64 tokens) {
     constexpr int TAPS = WIDTH > 0 ? WIDTH : 1;  // at once
-    const float* d_rows = block.d_outs + (p.width - 1) * block.stride;
+    const float* d_rows = block.d_outs + (width - 1) * block.stride;
     for (int64 c = 0; c < block.channels; c += LANES) {
-        for (int64 k = 0; k < p.width; k += TAPS) {
+        for (int64 k = 0; k < width; k += TAPS) {
             Floats sums[TAPS];
             float* kept = block.sums + k * block.stride + c;
             for (int j = 0; j < TAPS; j++) sums[j] = load(kept + j * block.stride);
@@ -105,15 +136,15 @@ INLINE void add_up(const Conv& p, const Block& block, int64 tokens) {
             }
             for (int j = 0; j < TAPS; j++) store(kept + j * block.stride, sums[j]);
         }
-        Floats sum = load(block.sums + p.width * block.stride + c);
+        Floats sum = load(block.sums + width * block.stride + c);
         for (int64 i = 0; i < tokens; i++) sum = sum + load(d_rows + i * block.stride + c);
-        store(block.sums + p.width * block.stride + c, sum);
+        store(block.sums + width * block.stride + c, sum);
     }
 }
 
-// Calls emit(c, gradient of the entry) for each vector of channels; the entry is the first that output `i` of the tile reads.
+// Calls emit(c, the entry's gradient) for each vector of channels; the entry is the first that the tile's output `i` reads.
 template <int WIDTH, class F>
-INLINE void entry_gradient(const Conv& p, const Block& block, const Piece& piece, int64 entry, int64 i, F emit) {
+INLINE void entry_gradient(const Conv& p, const Block block, const Piece& piece, int64 entry, int64 i, F emit) {
     const int64 width = WIDTH > 0 ? WIDTH : p.width, history = width - 1;
     const float* d_row = block.d_outs + (history + i) * block.stride;
     const float* d_final = p.d_final == nullptr || entry < piece.length
@@ -137,12 +168,13 @@ void backward_piece(const Conv& p, const Block& block, const Piece& piece, const
     for (int64 i = 0; i < history; i++) zero_row(block, block.d_outs + i * block.stride);
     for (int64 position = piece.from; position < end; position += TILE) {
         const int64 tokens = least(end - position, TILE);
-        differentiate<WIDTH>(p, block, piece, position, tokens, x, d_out);
-        add_up<WIDTH>(p, block, most(least(piece.to - position, tokens), 0));
+        fill_tile<WIDTH>(p, block, piece, position, tokens, x, d_out);
+        add_up<WIDTH>(p.width, block, most(least(piece.to - position, tokens), 0));
         for (int64 i = 0; i < tokens; i++) {
             const int64 entry = position + i;
             if (entry - history >= piece.from) {
                 T* row = d_x + piece.token(entry - history) * p.channels;
+                prefetch_row(block, d_x + piece.token(least(entry - history + AHEAD, piece.to - 1)) * p.channels);
                 entry_gradient<WIDTH>(p, block, piece, entry, i, [&](int64 c, Floats d) {
                     store(row + c, d, block.count(c));
                 });

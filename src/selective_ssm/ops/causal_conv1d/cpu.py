@@ -125,7 +125,7 @@ def _launch(name: str, inputs: Inputs, options: Options, **others: Tensor | None
     width = weight.shape[1]
     threads = native.threads(x.numel())
     block = _block(channels, width)
-    size = block * (2 * (width + 1) + 2 * (width - 1 + TILE))
+    size = (block + 16) * (2 * (width + 1) + 2 * (width - 1 + TILE))
     tensors = {
         "x": x,
         "weight": weight.float().contiguous(),
