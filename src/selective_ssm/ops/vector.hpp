@@ -129,10 +129,30 @@ INLINE Part load_part(const float* from) {
     __builtin_memcpy(&x, from, sizeof x);
     return x;
 }
+// Written as instructions where GCC would go through memory.
+INLINE PartBits widened(PartHalves x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<PartBits>(_mm512_maskz_cvtepu16_epi32(0xffff, reinterpret_cast<__m256i>(x)));
+#elif defined(__AVX2__)
+    return reinterpret_cast<PartBits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(x)));
+#else
+    return __builtin_convertvector(x, PartBits);
+#endif
+}
+INLINE PartHalves narrowed(PartBits x) {
+#if defined(__AVX512F__)
+    return reinterpret_cast<PartHalves>(_mm512_maskz_cvtepi32_epi16(0xffff, reinterpret_cast<__m512i>(x)));
+#elif defined(__AVX2__)
+    const __m256i whole = reinterpret_cast<__m256i>(x);
+    return reinterpret_cast<PartHalves>(_mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1)));
+#else
+    return __builtin_convertvector(x, PartHalves);
+#endif
+}
 INLINE Part load_part(const bf16* from) {
     PartHalves halves;
     __builtin_memcpy(&halves, from, sizeof halves);
-    return reinterpret_cast<Part>(__builtin_convertvector(halves, PartBits) << 16);
+    return reinterpret_cast<Part>(widened(halves) << 16);
 }
 
 INLINE void store_part(float* to, Part x) { __builtin_memcpy(to, &x, sizeof x); }
@@ -141,7 +161,7 @@ INLINE void store_part(bf16* to, Part x) {
     const PartBits bits = reinterpret_cast<PartBits>(x);
     const PartBits rounded = bits + 0x7fff + ((bits >> 16) & 1);
     const PartBits wide = x == x ? rounded : bits | 0x400000;
-    const PartHalves halves = __builtin_convertvector(wide >> 16, PartHalves);
+    const PartHalves halves = narrowed(wide >> 16);
     __builtin_memcpy(to, &halves, sizeof halves);
 }
 
