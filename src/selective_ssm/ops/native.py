@@ -52,6 +52,15 @@ def explain() -> str | None:
     return library if isinstance(library, str) else None
 
 
+def available() -> list[str]:
+    """The instruction sets that there are kernels for and that this machine has, fastest first.
+
+    Raises:
+        RuntimeError: the library cannot be loaded.
+    """
+    return _text("selective_ssm_vectors").split()
+
+
 @functools.cache
 def vectors() -> str:
     """The instruction set whose kernels run, chosen once: the one that SELECTIVE_SSM_VECTORS names, else the fastest.
@@ -60,7 +69,7 @@ def vectors() -> str:
         RuntimeError: the library cannot be loaded.
         UserError: there is none of that name, or this machine does not have it.
     """
-    able = _text("selective_ssm_vectors").split()
+    able = available()
     wanted = os.environ.get("SELECTIVE_SSM_VECTORS") or able[0]
     if wanted not in VECTORS:
         names = ", ".join(map(repr, VECTORS))

@@ -17,17 +17,25 @@ struct Step {
     int number, state_number, threads, silu;
 };
 
-// What weight_k x state_k adds up to at some channels, while the state's entries move by one.
-template <int WIDTH, class S>
-INLINE Floats advance(const Step& p, S* state, const float* weight, Floats x, Floats sum, int count) {
+INLINE void put(float* to, float x) { *to = x; }
+INLINE void put(bf16* to, float x) { store(to, splat(x), 1); }
+
+// One channel: the sum over its state and its input, while the state's entries move by one. Number by number: in memory a
+// channel's few entries lie side by side, and to turn them around costs more than the sum.
+template <int WIDTH, class T, class S>
+INLINE float advance(const Step& p, S* state, const float* weight, const T* x, float sum) {
     const int64 history = (WIDTH > 0 ? WIDTH : p.width) - 1;
+    const float now = to_float(*x);
     for (int64 k = 0; k < history; k++) {
         S* entry = state + k * p.state_entry;
-        sum = fma(gather(weight + k, p.width, count), gather(entry, p.state_channel, count), sum);
-        const Floats next = k + 1 < history ? gather(entry + p.state_entry, p.state_channel, count) : x;
-        scatter(entry, p.state_channel, next, count);
+        sum += weight[k] * to_float(*entry);
+        if (k + 1 < history) {
+            *entry = entry[p.state_entry];
+        } else {
+            put(entry, now);
+        }
     }
-    return fma(gather(weight + history, p.width, count), x, sum);
+    return sum + weight[history] * now;
 }
 
 template <int WIDTH, class T, class S>
@@ -36,16 +44,16 @@ void step_row(const Step& p, int64 b) {
     const T* x = static_cast<const T*>(p.x) + b * p.x_row;
     int64 slot = p.slots == nullptr ? b : p.slots[b];
     if (slot >= p.slot_count) slot = p.slot_count - 1;
+    S* state = static_cast<S*>(p.state) + (slot < 0 ? 0 : slot) * p.state_slot;
     for (int64 c = 0; c < p.channels; c += LANES) {
         const int count = static_cast<int>(p.channels - c < LANES ? p.channels - c : LANES);
-        Floats sum = zeros();
-        if (slot >= 0) {
-            S* state = static_cast<S*>(p.state) + slot * p.state_slot + c * p.state_channel;
-            if (p.bias != nullptr) sum = load(p.bias + c, count);
-            sum = advance<WIDTH>(p, state, p.weight + c * p.width, load(x + c, count), sum, count);
-            if (p.silu) sum = sum * sigmoid(sum);
+        float sums[LANES] = {};
+        for (int64 i = c; slot >= 0 && i < c + count; i++) {
+            const float bias = p.bias == nullptr ? 0 : p.bias[i];
+            sums[i - c] = advance<WIDTH>(p, state + i * p.state_channel, p.weight + i * p.width, x + i, bias);
         }
-        store(out + c, sum, count);
+        const Floats sum = load(sums);
+        store(out + c, p.silu ? sum * sigmoid(sum) : sum, count);
     }
 }
 
