@@ -208,10 +208,8 @@ def test_the_library_is_taken_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("SELECTIVE_SSM_BACKEND", raising=False)
     tensors, options = arguments(channels=6, activation="silu")
     called: list[str] = []
-    launch = cpu._launch
-    monkeypatch.setattr(
-        cpu, "_launch", lambda name, *rest, **others: (called.append(name), launch(name, *rest, **others))
-    )
+    function = native.function
+    monkeypatch.setattr(native, "function", lambda name: (called.append(name), function(name))[1])
     causal_conv1d(**tensors, **options).sum().backward()
     assert called == ["causal_conv1d", "causal_conv1d_backward"]
     causal_conv1d(**{name: oracle.cast(x, torch.float64) for name, x in tensors.items()}, **options)
