@@ -112,10 +112,13 @@ struct Pass {
     }
 
     void backward() const {
-        Floats rate[COUNT], carry[COUNT], d_rate[COUNT], d_B[COUNT], d_C[COUNT];
+        // g, and the decay between it and the g of the token before: rounded together with C dy, since where decays are slow
+        // the rounding of a product of its own adds up over thousands of tokens.
+        Floats g[COUNT], decay[COUNT], rate[COUNT], d_rate[COUNT], d_B[COUNT], d_C[COUNT];
         for (int i = 0; i < COUNT; i++) {
+            g[i] = load(matrix(work.carry, i));
+            decay[i] = splat(1);
             rate[i] = load(matrix(work.rates, i)) * splat(LN_2);
-            carry[i] = load(matrix(work.carry, i));
             d_rate[i] = d_B[i] = d_C[i] = zeros();
         }
         for (int t = tokens - 1; t >= 0; t--) {
@@ -125,22 +128,22 @@ struct Pass {
             Floats d_drive = zeros(), d_step = zeros();
             for (int i = 0; i < COUNT; i++) {
                 const int over = (t * COUNT + i) * LANES;
-                const Floats map = B.template get<GENERAL>(t, n + i, channel), decay = load(decay_at(t, i));
-                const Floats g = fma(dy, C.template get<GENERAL>(t, n + i, channel), carry[i]);
-                carry[i] = g * decay;
-                const Floats d_exponent = carry[i] * load(state_before(t, i));
+                const Floats map = B.template get<GENERAL>(t, n + i, channel);
+                g[i] = fma(decay[i], g[i], dy * C.template get<GENERAL>(t, n + i, channel));
+                decay[i] = load(decay_at(t, i));
+                const Floats d_exponent = g[i] * decay[i] * load(state_before(t, i));
                 d_step = fma(d_exponent, rate[i], d_step);
                 d_rate[i] = fma(d_exponent, step, d_rate[i]);
                 Floats input = drive, held_map = map;
                 if (GENERAL && scan.zoh) {
-                    const Floats exponent = step * rate[i], held = hold(exponent, decay), through = g * map;
-                    d_step = fma(through * decay, load(token + U * LANES), d_step);
-                    d_rate[i] = fma(through * hold_slope(exponent, decay, held), step * drive, d_rate[i]);
+                    const Floats exponent = step * rate[i], held = hold(exponent, decay[i]), through = g[i] * map;
+                    d_step = fma(through * decay[i], load(token + U * LANES), d_step);
+                    d_rate[i] = fma(through * hold_slope(exponent, decay[i], held), step * drive, d_rate[i]);
                     input = input * held;
                     held_map = map * held;
                 }
-                d_drive = fma(g, held_map, d_drive);
-                add(scan.B_fixed, d_B[i], work.sums_B + over, input, g);
+                d_drive = fma(g[i], held_map, d_drive);
+                add(scan.B_fixed, d_B[i], work.sums_B + over, input, g[i]);
                 add(scan.C_fixed, d_C[i], work.sums_C + over, dy, load(state_before(t + 1, i)));
             }
             add(token + D_DRIVE * LANES, d_drive);
@@ -148,7 +151,7 @@ struct Pass {
         }
         const int64 stride = scan.stride(), at = n * stride + block.place + channel;
         for (int i = 0; i < COUNT; i++) {
-            store(matrix(work.carry, i), carry[i]);
+            store(matrix(work.carry, i), g[i] * decay[i]);
             add_to(work.d_rates + at + i * stride, d_rate[i]);
             if (GENERAL && scan.B_fixed) add_to(work.d_fixed_B + at + i * stride, d_B[i]);
             if (GENERAL && scan.C_fixed) add_to(work.d_fixed_C + at + i * stride, d_C[i]);
