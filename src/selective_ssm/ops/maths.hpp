@@ -78,16 +78,20 @@ INLINE Part exp(Part x) {
 // 1 / (1 + e^-x) within 3 ulp.
 INLINE Part sigmoid(Part x) { return 1.0f / (1.0f + exp(-x)); }
 
-// log(1 + e^x) within 4 ulp: max(x, 0) + log(1 + e), e = e^-|x|, the logarithm as 2 artanh(e / (2 + e)).
+// log(1 + e^x) within 3 ulp: max(x, 0) + log(1 + e), e = e^-|x|, the logarithm as e + e^2 p(e): what is rounded after e is
+// small beside it where the result is, and no division is needed.
 INLINE Part softplus(Part x) {
     const Part e = exp(x < 0.0f ? x : -x);
-    const Part twice = e / (1.0f + 0.5f * e);
-    const Part w = 0.25f * (twice * twice);
-    Part p = fma(splat_part(0x1.dba260p-4f), w, splat_part(0x1.bc8cf8p-4f));
-    p = fma(p, w, splat_part(0x1.24c926p-3f));
-    p = fma(p, w, splat_part(0x1.9998d4p-3f));
-    p = fma(p, w, splat_part(0x1.555556p-2f));
-    return (x < 0.0f ? Part{} : x) + fma(twice * w, p, twice);
+    Part p = fma(splat_part(0x1.0fb4a2p-9f), e, splat_part(-0x1.bead36p-7f));
+    p = fma(p, e, splat_part(0x1.57e954p-5f));
+    p = fma(p, e, splat_part(-0x1.54457ep-4f));
+    p = fma(p, e, splat_part(0x1.fea744p-4f));
+    p = fma(p, e, splat_part(-0x1.4a542cp-3f));
+    p = fma(p, e, splat_part(0x1.978278p-3f));
+    p = fma(p, e, splat_part(-0x1.ffc420p-3f));
+    p = fma(p, e, splat_part(0x1.5553a6p-2f));
+    p = fma(p, e, splat_part(-0x1.fffff8p-2f));
+    return (x < 0.0f ? Part{} : x) + fma(e * e, p, e);
 }
 
 // (e^x - 1) / x for x below 88, given e^x, within 4 ulp: what zero-order hold multiplies by, 1 at 0.
