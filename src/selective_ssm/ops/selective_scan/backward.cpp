@@ -32,8 +32,8 @@ struct Backward {
     }
 };
 
-// The vectors that a window has of each token: dt, dt u, u, the gradient of y, y, the gradients of dt u and of dt.
-enum { STEP, DRIVE, U, D_Y, Y, D_DRIVE, D_STEP, VECTORS_OF_TOKEN };
+// The vectors that a window has of each token: dt, u, the gradient of y, y, the gradients of dt u and of dt.
+enum { STEP, U, D_Y, Y, D_DRIVE, D_STEP, VECTORS_OF_TOKEN };
 
 // What a worker holds of a block.
 struct Work {
@@ -95,7 +95,7 @@ struct Pass {
         }
         for (int t = 0; t < tokens; t++) {
             float* token = work.token(v, t);
-            const Floats step = load(token + STEP * LANES), drive = load(token + DRIVE * LANES);
+            const Floats step = load(token + STEP * LANES), drive = step * load(token + U * LANES);
             Floats y = zeros();
             for (int i = 0; i < COUNT; i++) {
                 const Floats exponent = step * rate[i], decay = exp2(exponent);
@@ -123,7 +123,7 @@ struct Pass {
         }
         for (int t = tokens - 1; t >= 0; t--) {
             float* token = work.token(v, t);
-            const Floats step = load(token + STEP * LANES), drive = load(token + DRIVE * LANES);
+            const Floats step = load(token + STEP * LANES), u = load(token + U * LANES), drive = step * u;
             const Floats dy = load(token + D_Y * LANES);
             Floats d_drive = zeros(), d_step = zeros();
             for (int i = 0; i < COUNT; i++) {
@@ -137,7 +137,7 @@ struct Pass {
                 Floats input = drive, held_map = map;
                 if (GENERAL && scan.zoh) {
                     const Floats exponent = step * rate[i], held = hold(exponent, decay[i]), through = g[i] * map;
-                    d_step = fma(through * decay[i], load(token + U * LANES), d_step);
+                    d_step = fma(through * decay[i], u, d_step);
                     d_rate[i] = fma(through * hold_slope(exponent, decay[i], held), step * drive, d_rate[i]);
                     input = input * held;
                     held_map = map * held;
@@ -235,7 +235,6 @@ void prepare(const Backward& call, const Work& work, const Block& block, const S
             }
             float* here = work.token(v, t);
             store(here + STEP * LANES, step);
-            store(here + DRIVE * LANES, step * u);
             store(here + U * LANES, u);
             store(here + D_Y * LANES, dy);
         }

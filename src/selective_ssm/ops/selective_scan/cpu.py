@@ -28,10 +28,9 @@ _STEPS = 32
 """Tokens of a tile, as in forward.cpp."""
 _STATES = 4
 """States that are gone through together, as in backward.cpp."""
-_MOST_TASKS = 24
-"""Of a row, going backward: each keeps sums of its own for the gradients of B and C."""
-_LEAST_TASKS = 16
-"""Where rows have fewer, they are served side by side."""
+_TASKS = 16
+"""At most so many serve a row going backward, since each has sums of its own for the gradients of B and C; where rows have
+fewer, several are served side by side."""
 _SLICES = 8
 """Into which tokens are cut going backward; after each, tasks' sums are added up, and their memory serves again."""
 
@@ -71,10 +70,10 @@ def plan_backward(batch: int, length: int, channels: int, groups: int) -> Plan:
 
     Example:
         >>> plan_backward(1, 2048, 1536, 1), plan_backward(8, 512, 256, 1)
-        (Plan(parts=1, group_tasks=24, slice=2), Plan(parts=4, group_tasks=4, slice=1))
+        (Plan(parts=1, group_tasks=16, slice=2), Plan(parts=4, group_tasks=4, slice=1))
     """
-    group_tasks = min(-(-channels // groups // _WIDTH), max(1, _MOST_TASKS // groups))
-    parts = min(batch, max(1, _LEAST_TASKS // (groups * group_tasks)))
+    group_tasks = min(-(-channels // groups // _WIDTH), max(1, _TASKS // groups))
+    parts = min(batch, max(1, _TASKS // (groups * group_tasks)))
     return Plan(parts, group_tasks, max(1, -(-batch // parts) * -(-length // _WINDOW) // _SLICES))
 
 
@@ -128,7 +127,7 @@ def backward(
     d_fixed = [torch.zeros_like(d_rates) if fixed else None for fixed in (B_fixed, C_fixed)]
     carry = torch.empty_like(d_rates)
     d_maps = A.new_empty(plan.parts, groups * plan.group_tasks, plan.slice, min(_WINDOW, length), 2, states)
-    memory = 7 * _WINDOW * _WIDTH + (4 * _WINDOW + 2) * _STATES * _LANES + (2 * _WINDOW + 5 * _WIDTH) * states
+    memory = 6 * _WINDOW * _WIDTH + (4 * _WINDOW + 2) * _STATES * _LANES + (2 * _WINDOW + 5 * _WIDTH) * states
     scratch = A.new_empty(native.threads(u.numel() * states), memory)
     offsets = _offsets(inputs)
     arguments = _Backward.of(
