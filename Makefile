@@ -9,7 +9,7 @@ CONSTRAINT := $(VENV)/torch.txt
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: .venv native check test test-slow test-cuda bench-cuda demo clean FORCE
+.PHONY: .venv native check test test-slow test-sanitizers test-cuda bench-cuda demo clean FORCE
 
 .venv: $(INSTALLED)
 
@@ -45,6 +45,17 @@ test: native
 
 test-slow: native
 	$(BIN)/python -m pytest -m slow
+
+# The CPU library's tests on a build that ends at the first bad access or undefined behaviour. Leaks are Python's own; the
+# standard library must be there before torch throws.
+SANITIZERS := $(CURDIR)/build/sanitizers
+test-sanitizers: $(INSTALLED)
+	$(BIN)/cmake -S . -B $(SANITIZERS) -DSANITIZE=ON --log-level=WARNING
+	$(BIN)/cmake --build $(SANITIZERS) --parallel 2
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 \
+	    SELECTIVE_SSM_LIBRARY=$(SANITIZERS)/selective_ssm_native.so \
+	    $(BIN)/python -m pytest tests/ops/test_maths.py tests/ops/test_parallel.py tests/ops/test_*_cpu.py
 
 # Thousands of drawn cases on a GPU, and what is timed there; both run from the source tree without an installation too.
 test-cuda: $(INSTALLED)
