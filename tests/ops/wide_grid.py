@@ -1,5 +1,6 @@
-"""Thousands of drawn cases against float64: `python -m tests.ops.wide_grid --count 3000 --seconds 120`, on a GPU or, with
-`--backend cpu`, on a CPU.
+"""Thousands of drawn cases against float64: `python -m tests.ops.wide_grid --count 3000 --seconds 120`.
+
+On a GPU, or with `--backend cpu` on a CPU.
 
 Every operator, through its public function. All that is read or written lies between guards, memory is NaN until it is
 written, and errors are measured against what tests/tolerance.py allows. What kernels are compiled for is drawn first,

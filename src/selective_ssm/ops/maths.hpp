@@ -24,10 +24,10 @@ INLINE Part scale(Part p, Part shifted, Part t) {
 }
 
 INLINE Part exp2_polynomial(Part r) {
-    Part p = fma(splat_part(0x1.4413c0p-13f), r, splat_part(0x1.5f08e0p-10f));
-    p = fma(p, r, splat_part(0x1.3b2a52p-7f));
-    p = fma(p, r, splat_part(0x1.c6af6cp-5f));
-    p = fma(p, r, splat_part(0x1.ebfbe0p-3f));
+    Part p = fma(splat_part(0x1.416b52p-13f), r, splat_part(0x1.5f082ep-10f));
+    p = fma(p, r, splat_part(0x1.3b2de0p-7f));
+    p = fma(p, r, splat_part(0x1.c6af7cp-5f));
+    p = fma(p, r, splat_part(0x1.ebfbdcp-3f));
     p = fma(p, r, splat_part(0x1.62e430p-1f));
     return fma(p, r, splat_part(1));
 }

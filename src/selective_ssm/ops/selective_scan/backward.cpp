@@ -98,9 +98,9 @@ struct Pass {
             const Floats step = load(token + STEP * LANES), drive = step * load(token + U * LANES);
             Floats y = zeros();
             for (int i = 0; i < COUNT; i++) {
-                const Floats exponent = step * rate[i], decay = exp2(exponent);
+                const Floats exponent = step * rate[i], decay = decay_of(exponent);
                 Floats input = drive * B.template get<GENERAL>(t, n + i, channel);
-                if (GENERAL && scan.zoh) input = input * hold(exponent * splat(LN_2), decay);
+                if (GENERAL && scan.zoh) input = input * hold(exponent, decay);
                 store(state_before(t, i), h[i]);
                 store(decay_at(t, i), decay);
                 h[i] = fma(decay, h[i], input);
@@ -118,7 +118,7 @@ struct Pass {
         for (int i = 0; i < COUNT; i++) {
             g[i] = load(matrix(work.carry, i));
             decay[i] = splat(1);
-            rate[i] = load(matrix(work.rates, i)) * splat(LN_2);
+            rate[i] = load(matrix(work.rates, i));
             d_rate[i] = d_B[i] = d_C[i] = zeros();
         }
         for (int t = tokens - 1; t >= 0; t--) {
@@ -343,7 +343,7 @@ void run_slice(const Backward& call, int64 part, int64 task, int64 index, float*
     const int64 from = inside * blocks / call.group_tasks, to = (inside + 1) * blocks / call.group_tasks;
     for (int64 i = from; i < to; i++) {
         const Block block(scan, group * blocks + i);
-        load_states(work.rates, scan.rates, block, states, LOG2_E);
+        load_states(work.rates, scan.rates, block, states);
         copy_in(work.carry, work.carried, block, states, stride);
         if (scan.B_fixed) load_fixed_map(work.fixed_B, scan.B, block, states);
         if (scan.C_fixed) load_fixed_map(work.fixed_C, scan.C, block, states);

@@ -29,8 +29,8 @@ _STEPS = 32
 _STATES = 4
 """States that are gone through together, as in backward.cpp."""
 _TASKS = 16
-"""At most so many serve a row going backward, since each has sums of its own for the gradients of B and C; where rows have
-fewer, several are served side by side."""
+"""At most so many serve a row going backward, where each has sums of its own for the gradients of B and C. Rows that
+have fewer are served side by side."""
 _SLICES = 8
 """Into which tokens are cut going backward; after each, tasks' sums are added up, and their memory serves again."""
 

@@ -20,7 +20,7 @@ enum { STEP, DRIVE, Y, VECTORS_OF_TOKEN };  // dt, dt u, C h
 struct Tile {
     float* tokens;  // (WIDTH / LANES, STEPS, VECTORS_OF_TOKEN) vectors
     float *B, *C;  // (STEPS, N)
-    float *rates, *state, *fixed_B, *fixed_C;  // (N, WIDTH); rates in units of log2
+    float *rates, *state, *fixed_B, *fixed_C;  // (N, WIDTH)
 
     Tile(float* memory, int64 states) {
         const auto take = [&](int64 count) { memory += count; return memory - count; };
@@ -46,9 +46,9 @@ inline void advance(const Scan& scan, const Tile& tile, const Map& B, const Map&
         const Floats step = load(token + STEP * LANES), drive = load(token + DRIVE * LANES);
         Floats y = zeros();
         for (int i = 0; i < COUNT; i++) {
-            const Floats exponent = step * rate[i], decay = exp2(exponent);
+            const Floats exponent = step * rate[i], decay = decay_of(exponent);
             Floats input = drive * B.get<GENERAL>(t, n + i, channel);
-            if (GENERAL && scan.zoh) input = input * hold(exponent * splat(LN_2), decay);
+            if (GENERAL && scan.zoh) input = input * hold(exponent, decay);
             h[i] = fma(decay, h[i], input);
             y = fma(h[i], C.get<GENERAL>(t, n + i, channel), y);
         }
@@ -107,7 +107,7 @@ void run(const Forward& call, const Block& block, int64 batch, int64 sequence, f
     const Scan& scan = call.scan;
     const int64 states = scan.states, row = batch * scan.sequences + sequence, of_row = row * scan.channels * states;
     const Tile tile(memory, states);
-    load_states(tile.rates, scan.rates, block, states, LOG2_E);
+    load_states(tile.rates, scan.rates, block, states);
     if (scan.initial == nullptr) {
         zero_states(tile.state, states);
     } else {

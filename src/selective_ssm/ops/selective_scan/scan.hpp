@@ -12,7 +12,6 @@
 
 namespace {
 
-constexpr float LN_2 = 0x1.62e430p-1f;
 constexpr int WIDTH = 64;  // channels of a block
 constexpr int WINDOW = 128;  // tokens between two states that are kept for the backward pass; cpu.py knows both
 
@@ -99,12 +98,12 @@ struct Block {
     int lanes(int vector) const { return count - vector * LANES; }  // may be more than LANES
 };
 
-// (N, WIDTH) <- the block's channels of a (D, N) matrix, times a factor.
-inline void load_states(float* to, const float* from, const Block& block, int64 states, float factor = 1) {
+// (N, WIDTH) <- the block's channels of a (D, N) matrix.
+inline void load_states(float* to, const float* from, const Block& block, int64 states) {
     for (int v = 0; v < block.vectors; v++) {
         const float* rows = from + (block.first + v * LANES) * states;
         for (int64 n = 0; n < states; n++) {
-            store(to + n * WIDTH + v * LANES, gather(rows + n, states, block.lanes(v)) * splat(factor));
+            store(to + n * WIDTH + v * LANES, gather(rows + n, states, block.lanes(v)));
         }
     }
 }
@@ -182,6 +181,9 @@ INLINE Floats raw_step(const Scan& scan, const Block& block, int v, int64 batch,
     const Floats raw = load(scan.delta, scan.delta.at(batch, token) + channel, block.lanes(v));
     return scan.delta_bias == nullptr ? raw : raw + load(scan.delta_bias + channel, block.lanes(v));
 }
+
+// e^(dt A), from dt A. A is not taken in units of log2 beforehand: its rounding would push all tokens to the same side.
+INLINE Floats decay_of(Floats exponent) { return exp2(exponent * splat(LOG2_E)); }
 
 // dt, linear above 20 to fp32.
 INLINE Floats step_of(const Scan& scan, Floats raw) { return scan.softplus ? softplus(raw) : raw; }

@@ -8,8 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +32,6 @@ class _Step(Parameters):
 class _Prepared(NamedTuple):
     """What a step takes but for addresses and the number of threads."""
 
-    function: Callable[[Any], None]
     rows: tuple[tuple[int, ...], ...]  # of u, delta, z, B, C, out
     sizes: tuple[int, ...]
     numbers: int  # to compute
@@ -50,7 +48,7 @@ def step(
     """One token: updates `state` (slots, D, N) in place and returns out (B, D)."""
     if layouts is None:
         layouts = layouts_of(state, *inputs, state_indices)
-    function, rows, sizes, numbers, is_readable = _prepared(layouts, options)
+    rows, sizes, numbers, is_readable = _prepared(layouts, options)
     if not is_readable:
         return step(state, _readable(inputs), options, contiguous(state_indices)).to(inputs.u.dtype)
     u, delta, A, B, C, D, z, delta_bias = inputs
@@ -62,7 +60,7 @@ def step(
         state.data_ptr(), A.data_ptr(), pointer(D), pointer(delta_bias), pointer(slots),
         *sizes, native.threads(numbers),
     )  # fmt: skip
-    function(ctypes.byref(arguments))
+    native.function("selective_scan_step")(ctypes.byref(arguments))
     return out
 
 
@@ -80,9 +78,7 @@ def _prepared(layouts: Layouts, options: Options) -> _Prepared:
         *state[1], batch, channels, groups, states, state[0][0],
         options.delta_softplus, options.discretization == "zoh", _is_fixed(B, batch), _is_fixed(C, batch),
     )  # fmt: skip
-    return _Prepared(
-        native.function("selective_scan_step"), rows, sizes, batch * channels * states, is_readable
-    )  # fmt: skip
+    return _Prepared(rows, sizes, batch * channels * states, is_readable)
 
 
 def _rows(x: Layout | None, batch: int) -> tuple[int, ...]:
