@@ -28,7 +28,7 @@ $(CONSTRAINT): FORCE
 native: $(INSTALLED)
 	@if for cxx in $$CXX c++ g++ clang++; do command -v $$cxx && break; done | grep -q .; then \
 	    $(BIN)/cmake -S . -B build/native --log-level=WARNING && \
-	    $(BIN)/cmake --build build/native && \
+	    $(BIN)/cmake --build build/native --parallel && \
 	    $(BIN)/cmake --install build/native && \
 	    $(BIN)/python -c "from selective_ssm.ops import native; native.load()"; \
 	else \

@@ -17,6 +17,7 @@
 #endif
 
 #define INLINE inline __attribute__((always_inline))
+#define CALLED __attribute__((noinline, unused))  // not written out: less to compile, where a call costs little
 
 #define SELECTIVE_SSM_NAME_(name, vectors) selective_ssm_##name##_##vectors
 #define SELECTIVE_SSM_NAME(name, vectors) SELECTIVE_SSM_NAME_(name, vectors)
@@ -173,32 +174,44 @@ INLINE void store(T* to, Floats x) {
     for (int i = 0; i < PARTS; i++) store_part(to + i * PART, x.at[i]);
 }
 
-// The first `count` of 16 numbers, zeros after them; nothing beside them is read.
+// The end of a row: seldom met, and most of the code if it were written out.
 template <class T>
-INLINE Floats load(const T* from, int count) {
-    if (count >= LANES) return load(from);
+CALLED Floats load_some(const T* from, int count) {
     T lanes[LANES] = {};
     for (int i = 0; i < count; i++) lanes[i] = from[i];
     return load(lanes);
 }
-// The first `count` of 16 numbers; nothing beside them is written.
 template <class T>
-INLINE void store(T* to, Floats x, int count) {
-    if (count >= LANES) return store(to, x);
+CALLED void store_some(T* to, Floats x, int count) {
     T lanes[LANES];
     store(lanes, x);
     for (int i = 0; i < count; i++) to[i] = lanes[i];
 }
 
+// The first `count` of 16 numbers, zeros after them; nothing beside them is read.
+template <class T>
+INLINE Floats load(const T* from, int count) {
+    return count >= LANES ? load(from) : load_some(from, count);
+}
+// The first `count` of 16 numbers; nothing beside them is written.
+template <class T>
+INLINE void store(T* to, Floats x, int count) {
+    if (count >= LANES) {
+        store(to, x);
+    } else {
+        store_some(to, x, count);
+    }
+}
+
 // The first `count` of numbers that lie `stride` apart, zeros after them.
 template <class T>
-INLINE Floats gather(const T* from, int64 stride, int count) {
+CALLED Floats gather(const T* from, int64 stride, int count) {
     T lanes[LANES] = {};
     for (int i = 0; i < count && i < LANES; i++) lanes[i] = from[i * stride];
     return load(lanes);
 }
 template <class T>
-INLINE void scatter(T* to, int64 stride, Floats x, int count) {
+CALLED void scatter(T* to, int64 stride, Floats x, int count) {
     T lanes[LANES];
     store(lanes, x);
     for (int i = 0; i < count && i < LANES; i++) to[i * stride] = lanes[i];

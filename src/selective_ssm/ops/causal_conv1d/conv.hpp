@@ -91,7 +91,7 @@ struct Block {
 };
 
 // Rows: K of the filter, one of the bias, H + TILE of entries; backward, as many of gradients, and K + 1 of sums.
-INLINE Block block_of(const Conv& p, int64 index, int worker) {
+CALLED Block block_of(const Conv& p, int64 index, int worker) {
     const int64 from = index * p.block, tile = p.width - 1 + TILE, stride = p.block + LANES;
     float* weight = p.scratch + worker * p.scratch_size;
     float* bias = weight + p.width * stride;
@@ -118,14 +118,14 @@ INLINE void fill_row(Block block, float* row, const T* from) {
 }
 
 // Column `entry` of a (D, H) state.
-INLINE void fill_row_of_state(Block block, float* row, const float* state, int64 entry, int64 history) {
+CALLED void fill_row_of_state(Block block, float* row, const float* state, int64 entry, int64 history) {
     const float* from = state + block.from * history + entry;
     for (int64 c = 0; c < block.channels; c += LANES) store(row + c, gather(from + c * history, history, block.count(c)));
 }
 
 // The H entries before a piece's first input; `x` is the sequence's row of tokens, at the block's first channel.
 template <class T>
-INLINE void fill_history(const Conv& p, const Block& block, const Piece& piece, const T* x) {
+CALLED void fill_history(const Conv& p, const Block& block, const Piece& piece, const T* x) {
     const int64 history = p.width - 1;
     for (int64 i = 0; i < history; i++) {
         const int64 entry = piece.from + i;
@@ -141,7 +141,7 @@ INLINE void fill_history(const Conv& p, const Block& block, const Piece& piece, 
 }
 
 // Moves the last H of `used` tile rows to where the next tile's history lies.
-INLINE void carry(const Conv& p, Block block, float* rows, int64 used) {
+CALLED void carry(const Conv& p, Block block, float* rows, int64 used) {
     for (int64 i = 0; i < p.width - 1; i++) {
         const float* from = rows + (i + used) * block.stride;
         for (int64 c = 0; c < block.channels; c += LANES) store(rows + i * block.stride + c, load(from + c));

@@ -121,7 +121,7 @@ INLINE void fill_tile(const Conv& p, const Block& block, const Piece& piece, int
 
 // Adds what some tokens of a tile give to the gradients of weight and bias.
 template <int WIDTH>
-INLINE void add_up(int64 width, const Block block, int64 tokens) {
+CALLED void add_up(int64 width, const Block block, int64 tokens) {
     constexpr int TAPS = WIDTH > 0 ? WIDTH : 1;  // at once
     const float* d_rows = block.d_outs + (width - 1) * block.stride;
     for (int64 c = 0; c < block.channels; c += LANES) {
