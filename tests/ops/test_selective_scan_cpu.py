@@ -1,4 +1,4 @@
-"""The scan's CPU kernels against float64, with each instruction set; what a model makes of them: test_cpu_curve.py."""
+"""The scan's CPU kernels against float64, with each instruction set; steps: test_selective_scan_step_cpu.py."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selective_ssm.ops import native, selective_scan
+from selective_ssm.ops.selective_scan import cpu
+from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from tests.ops import oracle
 from tests.ops.cases import ScanCase
 from tests.ops.guards import Guards
@@ -265,6 +268,42 @@ def test_the_number_of_threads_changes_no_bit() -> None:
                 assert all(map(torch.equal, results(case, our_scan, torch.clone), first))
     finally:
         torch.set_num_threads(1)
+
+
+class Made(TorchDispatchMode):
+    """Remembers the bytes of all storages that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # so that no address comes up twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        for x in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(x, Tensor):
+                self.bytes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+                self._kept.append(x)
+        return result
+
+
+@needs_library
+@pytest.mark.parametrize("sizes", [(1, 2048, 1536), (4, 512, 1536), (40, 100, 512), (1, 16000, 130)])
+def test_memory_beyond_inputs_outputs_and_gradients(sizes: tuple[int, int, int]) -> None:
+    """A quarter of an fp32 sequence, for one thread; each further one has scratch memory of its own."""
+    batch, length, channels = sizes
+    case = ScanCase(batch=batch, length=length, channels=channels, state=16, optional="Dzb")
+    tensors = {name: x.detach() for name, x in case.arguments()[0].items()}
+    inputs = Inputs(**tensors, initial_state=None, cu_seqlens=None)
+    options = Options(True, False, "euler")
+    d_out = torch.randn(sizes)
+    with Made() as made:
+        out, final, kept = cpu.forward(inputs, options, True)
+        assert kept is not None
+        found = [out, final, *(x for x in cpu.backward(d_out, None, kept, inputs, options) if x is not None)]
+    given = {x.untyped_storage().data_ptr() for x in (*found, *tensors.values(), d_out)}
+    beyond = sum(size for address, size in made.bytes.items() if address not in given)
+    assert beyond <= 4 * d_out.numel() / 4
 
 
 @needs_library

@@ -31,7 +31,7 @@ _STATES = 4
 _TASKS = 16
 """At most so many serve a row going backward, where each has sums of its own for the gradients of B and C. Rows that
 have fewer are served side by side."""
-_SLICES = 8
+_SLICES = 16
 """Into which tokens are cut going backward; after each, tasks' sums are added up, and their memory serves again."""
 
 
@@ -70,7 +70,7 @@ def plan_backward(batch: int, length: int, channels: int, groups: int) -> Plan:
 
     Example:
         >>> plan_backward(1, 2048, 1536, 1), plan_backward(8, 512, 256, 1)
-        (Plan(parts=1, group_tasks=16, slice=2), Plan(parts=4, group_tasks=4, slice=1))
+        (Plan(parts=1, group_tasks=16, slice=1), Plan(parts=4, group_tasks=4, slice=1))
     """
     group_tasks = min(-(-channels // groups // _WIDTH), max(1, _TASKS // groups))
     parts = min(batch, max(1, _TASKS // (groups * group_tasks)))
