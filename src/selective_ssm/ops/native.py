@@ -1,8 +1,8 @@
 """The CPU library: compiled C++ behind a plain C interface, loaded with ctypes; it never sees torch's headers.
 
-Each kernel is there once for each instruction set that it was compiled for. The fastest that this machine has is taken,
-or the one that ``SELECTIVE_SSM_VECTORS`` names: ``avx512``, ``avx2`` or ``baseline``. ``SELECTIVE_SSM_LIBRARY`` may name a
-file to load in the library's place, such as one that was built to be debugged.
+Each kernel is there once for each instruction set that it was compiled for. The fastest that this machine has is
+taken, or the one that ``SELECTIVE_SSM_VECTORS`` names: ``avx512``, ``avx2`` or ``baseline``. ``SELECTIVE_SSM_LIBRARY``
+may name a file to load in the library's place, such as one that was built to be debugged.
 """
 
 from __future__ import annotations
