@@ -54,7 +54,7 @@ def test_an_instruction_set_that_is_not_there_is_refused(
 
 def test_few_numbers_are_worth_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    assert native.threads(1536) == 1
+    assert native.threads(5120 * 16) == 1, "one token of the largest preset"
     assert native.threads(1 << 20) == 7
 
 

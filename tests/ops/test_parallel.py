@@ -28,8 +28,9 @@ def threads() -> Iterator[None]:
 def everything(seed: int = 0) -> list[np.ndarray]:
     """What the kernels make of a pack that is worth several threads; nothing else here starts any."""
     generator = torch.Generator().manual_seed(seed)
-    x, weight = torch.randn(1, 1000, 96, generator=generator), torch.randn(96, 4, generator=generator)
-    rest = (weight, None, None, torch.tensor([0, 300, 300, 1000]), "silu", False)
+    x, weight = torch.randn(1, 3000, 96, generator=generator), torch.randn(96, 4, generator=generator)
+    assert x.numel() >= native.LEAST_FOR_THREADS
+    rest = (weight, None, None, torch.tensor([0, 300, 300, 3000]), "silu", False)
     out, final, saved = OPS.causal_conv1d(x, *rest, True, True, "cpu")
     gradients = OPS.causal_conv1d_backward(out, final, saved, x, *rest, "cpu")
     return [tensor.numpy() for tensor in (out, final, *gradients)]

@@ -26,8 +26,8 @@ NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
 """The dtypes that kernels read and write, as vector.hpp numbers them."""
 VECTORS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": None}
 """The instruction sets, and their names for people; the baseline's depends on the machine."""
-LEAST_FOR_THREADS = 1 << 15
-"""Numbers to compute below which more threads do not pay: starting them takes as long as some 10,000 of them."""
+LEAST_FOR_THREADS = 1 << 17
+"""Numbers to compute below which more threads do not pay: about 0.1 ms of work. One token of any model is less."""
 
 _REBUILD = "install a C++ compiler (g++ or clang++) and then selective-ssm again, or run 'make native' in its source"
 
