@@ -54,7 +54,8 @@ struct Work {
         rates = take(matrix), state = take(matrix), carry = take(matrix);
         fixed_B = take(matrix), fixed_C = take(matrix);
         d_rates = call.d_rates + part * size, carried = call.carry + part * size;
-        d_fixed_B = call.d_fixed_B + part * size, d_fixed_C = call.d_fixed_C + part * size;
+        d_fixed_B = call.scan.B_fixed ? call.d_fixed_B + part * size : nullptr;
+        d_fixed_C = call.scan.C_fixed ? call.d_fixed_C + part * size : nullptr;
         d_channels = call.d_channels + part * 2 * call.scan.stride();
     }
     float* token(int v, int t) const { return tokens + (v * WINDOW + t) * VECTORS_OF_TOKEN * LANES; }

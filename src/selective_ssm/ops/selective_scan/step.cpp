@@ -28,7 +28,7 @@ INLINE Floats advance(const Step& call, float* state, int64 row, int64 channel, 
         const int count = static_cast<int>(call.states - n);
         float* here = state + n * call.state_stride;
         Floats h = SIDE_BY_SIDE ? load(here, count) : gather(here, call.state_stride, count);
-        const Floats exponent = splat(step) * load(rates + n, count), decay = exp(exponent);
+        const Floats exponent = splat(step) * load(rates + n, count), decay = decay_of(exponent);
         Floats input = splat(drive) * load(call.B, B + n, count);
         if (call.zoh) input = input * hold(exponent, decay);
         h = fma(decay, h, input);
@@ -37,9 +37,13 @@ INLINE Floats advance(const Step& call, float* state, int64 row, int64 channel, 
         } else {
             scatter(here, call.state_stride, h, count);
         }
-        const Floats product = h * load(call.C, C + n, count);
+        const Floats map = load(call.C, C + n, count);
+        if (count >= LANES) {
+            y = fma(h, map, y);
+            continue;
+        }
         float some[LANES] = {};  // without the lanes that are no states: 0 times infinity is not 0
-        store(some, product, count);
+        store(some, h * map, count);
         y = y + load(some);
     }
     return y;
