@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from selective_ssm.bench.cases import ModelCase, OpCase, Setup, scan_inputs
+from selective_ssm.bench.contenders import Contender, kept_bytes
 from selective_ssm.bench.gpu import host, lengths, models, operators
 from selective_ssm.bench.gpu.attention import TransformerLayer
 from selective_ssm.bench.gpu.cases import CallCase, LengthCase
 from selective_ssm.bench.gpu.clock import host_seconds, time_of
 from selective_ssm.bench.gpu.models import TwoBlocks
-from selective_ssm.bench.gpu.peers import Contender
 from selective_ssm.bench.subjects import ON_GPU
 from selective_ssm.models import presets
 from selective_ssm.models.config import LanguageModelConfig
@@ -57,9 +57,9 @@ def test_operators() -> None:
 def test_what_a_backward_pass_keeps_is_neither_argument_nor_output() -> None:
     inputs = {name: tensor.requires_grad_() for name, tensor in scan_inputs(SMALL, SETUP.device).items()}
     leaves = list(inputs.values())
-    states = operators.kept_bytes(Contender("", lambda: selective_scan(**inputs), leaves))
+    states = kept_bytes(Contender("", lambda: selective_scan(**inputs), leaves))
     assert states == 1 * 1 * 3 * 16 * 4  # of one segment, in fp32
-    assert operators.kept_bytes(Contender("", lambda: inputs["u"].exp(), leaves)) == 0
+    assert kept_bytes(Contender("", lambda: inputs["u"].exp(), leaves)) == 0
 
 
 def test_models(monkeypatch: pytest.MonkeyPatch) -> None:
