@@ -27,7 +27,7 @@ _LANES, _WIDTH, _WINDOW = 16, 64, 128
 _STEPS = 32
 """Tokens of a tile, as in forward.cpp."""
 _STATES = 4
-"""States that are gone through together, as in backward.cpp."""
+"""States that are gone through together, as in backward.hpp."""
 _TASKS = 16
 """At most so many serve a row going backward, where each has sums of its own for the gradients of B and C. Rows that
 have fewer are served side by side."""

@@ -34,15 +34,15 @@ struct Tile {
 
 // STATES states of a vector of channels over a tile; y is added to unless they are the first.
 template <bool GENERAL, int COUNT>
-inline void advance(const Scan& scan, const Tile& tile, const Map& B, const Map& C, int64 n, int v, int tokens) {
+inline void advance(const Scan& scan, const Tile& tile, Map B, Map C, int64 n, int v, int tokens) {
     const int channel = v * LANES;
     Floats rate[COUNT], h[COUNT];
     for (int i = 0; i < COUNT; i++) {
         rate[i] = load(tile.rates + (n + i) * WIDTH + channel);
         h[i] = load(tile.state + (n + i) * WIDTH + channel);
     }
-    for (int t = 0; t < tokens; t++) {
-        float* token = tile.token(v, t);
+    float* token = tile.token(v, 0);
+    for (int t = 0; t < tokens; t++, token += VECTORS_OF_TOKEN * LANES) {
         const Floats step = load(token + STEP * LANES), drive = load(token + DRIVE * LANES);
         Floats y = zeros();
         for (int i = 0; i < COUNT; i++) {
@@ -69,7 +69,8 @@ inline void advance(const Scan& scan, const Tile& tile, const Block& block, int6
     }
 }
 
-void prepare(const Scan& scan, const Tile& tile, const Block& block, int64 batch, int64 place, int tokens) {
+// Arguments by value: a store might change what a reference refers to, for all that compilers know.
+void prepare(const Scan scan, const Tile tile, const Block block, int64 batch, int64 place, int tokens) {
     for (int t = 0; t < tokens; t++) {
         const int64 token = scan.token(place + t), u = scan.u.at(batch, token) + block.first;
         for (int v = 0; v < block.vectors; v++) {
@@ -82,7 +83,7 @@ void prepare(const Scan& scan, const Tile& tile, const Block& block, int64 batch
     if (!scan.C_fixed) load_map(tile.C, scan, scan.C, block.group, batch, place, tokens);
 }
 
-void finish(const Forward& call, const Tile& tile, const Block& block, int64 batch, int64 place, int tokens) {
+void finish(const Forward call, const Tile tile, const Block block, int64 batch, int64 place, int tokens) {
     const Scan& scan = call.scan;
     for (int t = 0; t < tokens; t++) {
         const int64 token = scan.token(place + t);
