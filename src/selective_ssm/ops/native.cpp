@@ -10,7 +10,7 @@ bool has_openmp();
 }
 
 // Raised with every change to an exported function; native.py refuses a library of another version.
-EXPORT int selective_ssm_abi_version() { return 2; }
+EXPORT int selective_ssm_abi_version() { return 3; }
 
 // The instruction sets that there are kernels for and that this machine has, fastest first.
 EXPORT const char* selective_ssm_vectors() {
