@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selective_ssm.errors import UserError
+from selective_ssm.layers.linear import Linear
 from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
 from selective_ssm.models.config import LanguageModelConfig
 from selective_ssm.models.device import usable_device
 from selective_ssm.models.state import ModelState
-from selective_ssm.ops import checks
+from selective_ssm.ops import checks, linear
 
 
 class LanguageModelOutput(NamedTuple):
@@ -55,7 +55,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(rows, width)
         self.positions = None if config.max_positions is None else nn.Embedding(config.max_positions, width)
         self.backbone = Backbone(config)
-        self.head = None if config.tie_embeddings else nn.Linear(width, rows, bias=False)
+        self.head = None if config.tie_embeddings else Linear(width, rows, bias=False)
         self._reset_embeddings()
 
     def reset_parameters(self) -> None:
@@ -258,7 +258,7 @@ class LanguageModel(nn.Module):
         return table(positions)
 
     def _logits(self, x: Tensor) -> Tensor:
-        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        logits = linear(x, self.embedding.weight) if self.head is None else self.head(x)
         return logits[..., : self.config.vocab_size]
 
     def _check(self, ids: Tensor, state: ModelState | None, cu_seqlens: Tensor | None) -> None:

@@ -19,7 +19,7 @@ import torch
 from selective_ssm.errors import UserError, nearest
 from selective_ssm.ops import native, nvrtc
 
-CPU_KERNELS = frozenset({"add_rms_norm", "causal_conv1d", "selective_scan"})
+CPU_KERNELS = frozenset({"add_rms_norm", "causal_conv1d", "linear", "selective_scan"})
 """The operators that the backend "cpu" has."""
 
 
