@@ -96,6 +96,18 @@ INLINE Part fma(Part a, Part b, Part c) {
 #endif
 }
 
+// The same, rounded once on every machine: for what is carried over thousands of tokens, where two roundings to the same
+// side add up.
+INLINE Part fma_once(Part a, Part b, Part c) {
+#if defined(__AVX2__) || defined(__aarch64__)
+    return fma(a, b, c);
+#else
+    Part sum;
+    for (int i = 0; i < PART; i++) sum[i] = static_cast<float>(static_cast<double>(a[i]) * b[i] + c[i]);
+    return sum;
+#endif
+}
+
 INLINE Floats operator+(Floats a, Floats b) EACH(Floats, a.at[i] + b.at[i])
 INLINE Floats operator-(Floats a, Floats b) EACH(Floats, a.at[i] - b.at[i])
 INLINE Floats operator*(Floats a, Floats b) EACH(Floats, a.at[i] * b.at[i])
@@ -105,6 +117,7 @@ INLINE Mask operator<(Floats a, Floats b) EACH(Mask, a.at[i] < b.at[i])
 
 // a b + c; rounded once where the machine can.
 INLINE Floats fma(Floats a, Floats b, Floats c) EACH(Floats, fma(a.at[i], b.at[i], c.at[i]))
+INLINE Floats fma_once(Floats a, Floats b, Floats c) EACH(Floats, fma_once(a.at[i], b.at[i], c.at[i]))
 INLINE Floats select(Mask mask, Floats yes, Floats no) EACH(Floats, mask.at[i] ? yes.at[i] : no.at[i])
 
 // The sum of a vector's numbers, always in the same order.

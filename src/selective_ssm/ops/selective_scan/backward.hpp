@@ -101,7 +101,7 @@ struct Pass {
                 if (GENERAL && scan.zoh) input = input * hold(exponent, decay);
                 store(note + i * LANES, h[i]);
                 store(note + (COUNT + i) * LANES, decay);
-                h[i] = fma(decay, h[i], input);
+                h[i] = fma_once(decay, h[i], input);
                 y = fma(h[i], C.template get<GENERAL>(t, n + i, channel), y);
             }
             add(n, token + Y * LANES, y);
@@ -132,7 +132,7 @@ struct Pass {
             Floats d_drive = zeros(), d_step = zeros();
             for (int i = 0; i < COUNT; i++) {
                 const Floats map = B.template get<GENERAL>(t, n + i, channel);
-                g[i] = fma(decay[i], g[i], dy * C.template get<GENERAL>(t, n + i, channel));
+                g[i] = fma_once(decay[i], g[i], dy * C.template get<GENERAL>(t, n + i, channel));
                 decay[i] = load(note + (COUNT + i) * LANES);
                 const Floats d_exponent = g[i] * decay[i] * load(note + i * LANES);
                 d_step = fma(d_exponent, rate[i], d_step);

@@ -49,7 +49,7 @@ inline void advance(const Scan& scan, const Tile& tile, Map B, Map C, int64 n, i
             const Floats exponent = step * rate[i], decay = decay_of(exponent);
             Floats input = drive * B.get<GENERAL>(t, n + i, channel);
             if (GENERAL && scan.zoh) input = input * hold(exponent, decay);
-            h[i] = fma(decay, h[i], input);
+            h[i] = fma_once(decay, h[i], input);
             y = fma(h[i], C.get<GENERAL>(t, n + i, channel), y);
         }
         store(token + Y * LANES, n == 0 ? y : load(token + Y * LANES) + y);

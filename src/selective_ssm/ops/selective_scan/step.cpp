@@ -31,7 +31,7 @@ INLINE Floats advance(const Step& call, float* state, int64 row, int64 channel, 
         const Floats exponent = splat(step) * load(rates + n, count), decay = decay_of(exponent);
         Floats input = splat(drive) * load(call.B, B + n, count);
         if (call.zoh) input = input * hold(exponent, decay);
-        h = fma(decay, h, input);
+        h = fma_once(decay, h, input);
         if (SIDE_BY_SIDE) {
             store(here, h, count);
         } else {
