@@ -9,7 +9,7 @@ CONSTRAINT := $(VENV)/torch.txt
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: .venv native check test test-slow test-sanitizers test-cuda bench-cuda demo clean FORCE
+.PHONY: .venv native check test test-slow test-sanitizers test-cuda bench-cuda bench-cpu demo clean FORCE
 
 .venv: $(INSTALLED)
 
@@ -65,6 +65,12 @@ test-cuda: $(INSTALLED)
 bench-cuda: $(INSTALLED)
 	for subject in scan conv norm step host first-call blocks lengths model; do \
 	    $(BIN)/python -m selective_ssm bench $$subject --device cuda --peer mamba_ssm,sdpa || exit; \
+	done
+
+# On a machine that does nothing else; peers that are not installed are told as such (pip install transformers mambapy).
+bench-cpu: native
+	for subject in scan conv step model; do \
+	    $(BIN)/python -m selective_ssm bench $$subject --device cpu --peer transformers,mambapy || exit; \
 	done
 
 demo: $(INSTALLED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -9,23 +10,30 @@ from collections.abc import Callable, Mapping
 import torch
 
 
-def medians(calls: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int) -> dict[str, float]:
+def medians(
+    calls: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    rounds: int,
+    patience: float = math.inf,
+) -> dict[str, float]:
     """Time calls in turns, so that all of them meet the same disturbances.
 
     Args:
         calls: what to time, by name; each is run once beforehand.
         device: where they run.
         rounds: how often each is timed.
+        patience: seconds; what took longer when it ran beforehand is timed once.
 
     Returns:
         The median of each, in seconds.
     """
-    for call in calls.values():
-        seconds(call, device)
+    slow = {name for name, call in calls.items() if seconds(call, device) > patience}
     taken: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
+    for turn in range(rounds):
         for name, call in calls.items():
-            taken[name].append(seconds(call, device))
+            if turn == 0 or name not in slow:
+                taken[name].append(seconds(call, device))
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
