@@ -98,7 +98,7 @@ class Backbone(nn.Module):
     def step(self, x: Tensor, states: Sequence[State], *, state_indices: Tensor | None = None) -> Tensor:
         """Pass one token a row, x (B, D), through every branch; the states are updated in place."""
         x = in_float32(x) if self.residual_in_fp32 else x
-        branch = None
+        branch = torch.zeros_like(x)  # so that the first norm is the same operator as all the others
         for layer, state in zip(self.layers, states, strict=True):
             x, branch, after = layer.step(x, branch, state, state_indices=state_indices)
             for old, new in zip(state, after, strict=True):

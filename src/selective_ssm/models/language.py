@@ -17,6 +17,7 @@ from selective_ssm.layers.linear import Linear
 from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
 from selective_ssm.models.config import LanguageModelConfig
+from selective_ssm.models.decoding import Decoder
 from selective_ssm.models.device import usable_device
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops import checks, linear
@@ -55,6 +56,7 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(rows, width)
         self.positions = None if config.max_positions is None else nn.Embedding(config.max_positions, width)
         self.backbone = Backbone(config)
+        self._decoder = Decoder()
         self.head = None if config.tie_embeddings else Linear(width, rows, bias=False)
         self._reset_embeddings()
 
@@ -160,7 +162,10 @@ class LanguageModel(nn.Module):
         if self.positions is not None:
             before = state.position if state_indices is None else state.position[state_indices.clamp_min(0)]
             x = x + self._embed_positions(self.positions, before)
-        x = self.backbone.step(x, state.layers, state_indices=state_indices)
+        if torch.compiler.is_compiling():
+            x = self.backbone.step(x, state.layers, state_indices=state_indices)
+        else:
+            x = self._decoder.step(self.backbone, x, state, state_indices)
         if state_indices is None:
             state.position.add_(1)
         else:

@@ -3,6 +3,8 @@
 // Each kernel is one function for each instruction set, selective_ssm_<kernel>_<instruction set>, that takes a pointer to
 // its arguments' structure (KERNEL in vector.hpp).
 
+#include <cstdint>
+
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace selective_ssm {
@@ -10,7 +12,18 @@ bool has_openmp();
 }
 
 // Raised with every change to an exported function; native.py refuses a library of another version.
-EXPORT int selective_ssm_abi_version() { return 3; }
+EXPORT int selective_ssm_abi_version() { return 4; }
+
+// A kernel and what it is called with.
+struct Launch {
+    void (*kernel)(const void*);
+    const void* parameters;
+};
+
+// Kernels one after the other.
+EXPORT void selective_ssm_run(const Launch* launches, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i++) launches[i].kernel(launches[i].parameters);
+}
 
 // The instruction sets that there are kernels for and that this machine has, fastest first.
 EXPORT const char* selective_ssm_vectors() {

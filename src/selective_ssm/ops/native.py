@@ -7,20 +7,22 @@ may name a file to load in the library's place, such as one that was built to be
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.resources
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from selective_ssm.errors import UserError, nearest
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """What the exported functions look like; raised together with ``selective_ssm_abi_version`` in native.cpp."""
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
 """The dtypes that kernels read and write, as vector.hpp numbers them."""
@@ -29,6 +31,7 @@ VECTORS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": None}
 LEAST_FOR_THREADS = 1 << 17
 """Numbers to compute below which more threads do not pay: about 0.1 ms of work. One token of any model is less."""
 
+_NOTES = threading.local()
 _REBUILD = "install a C++ compiler (g++ or clang++) and then selective-ssm again, or run 'make native' in its source"
 
 
@@ -93,7 +96,8 @@ def build() -> str:
 def function(name: str) -> Callable[[Any], None]:
     """A kernel of the chosen instruction set.
 
-    It takes `ctypes.byref` of its arguments' structure, and lets other Python threads run meanwhile.
+    It takes `ctypes.byref` of its arguments' structure, and lets other Python threads run meanwhile. Within `noted` its
+    calls are written down.
 
     Raises:
         RuntimeError: the library cannot be loaded.
@@ -101,7 +105,52 @@ def function(name: str) -> Callable[[Any], None]:
     """
     kernel = load()[f"selective_ssm_{name}_{vectors()}"]
     kernel.argtypes, kernel.restype = [ctypes.c_void_p], None
-    return kernel
+    address = ctypes.cast(kernel, ctypes.c_void_p).value or 0
+
+    def call(parameters: Any) -> None:
+        kernel(parameters)
+        notes: list[Launch] | None = getattr(_NOTES, "launches", None)
+        if notes is not None:
+            notes.append(Launch(address, parameters._obj))
+
+    call.__name__ = kernel.__name__
+    return call
+
+
+class Launch(NamedTuple):
+    """A call of a kernel."""
+
+    kernel: int  # its address
+    parameters: ctypes.Structure
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[Launch]]:
+    """Gives a list of the kernels that this Python thread calls from here on."""
+    _NOTES.launches = []
+    try:
+        yield _NOTES.launches
+    finally:
+        _NOTES.launches = None
+
+
+class Launches:
+    """Kernels to be called one after the other, by one call; whoever makes it sees to it that their memory stays."""
+
+    def __init__(self, launches: Sequence[Launch]) -> None:
+        self._structures = [launch.parameters for launch in launches]
+        rows = [(launch.kernel, ctypes.addressof(launch.parameters)) for launch in launches]
+        self._array = (_Launch * len(rows))(*rows)
+        self._run = load().selective_ssm_run
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_int64], None
+
+    def run(self) -> None:
+        """Calls them; other Python threads run meanwhile."""
+        self._run(self._array, len(self._structures))
+
+
+class _Launch(ctypes.Structure):
+    _fields_: ClassVar = [("kernel", ctypes.c_void_p), ("parameters", ctypes.c_void_p)]
 
 
 def threads(numbers: int) -> int:
