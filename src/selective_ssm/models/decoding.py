@@ -5,6 +5,9 @@ recording holds for one state, in whose memory it works, and for as long as noth
 neither a parameter, by another tensor or a write to it, nor a module, a hook, or how work is shared among threads.
 """
 
+# pyright: reportPrivateUsage=false
+# What a module consists of is looked through thousands of times a second: past its public functions, which make lists.
+
 from __future__ import annotations
 
 import operator

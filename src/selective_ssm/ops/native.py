@@ -14,7 +14,7 @@ import importlib.resources
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -125,7 +125,7 @@ class Launch(NamedTuple):
 
 
 @contextlib.contextmanager
-def noted() -> Iterator[list[Launch]]:
+def noted() -> Generator[list[Launch], None, None]:
     """Gives a list of the kernels that this Python thread calls from here on."""
     _NOTES.launches = []
     try:
