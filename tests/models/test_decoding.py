@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -228,3 +231,40 @@ def test_a_write_to_a_state_that_a_gradient_needs_is_told() -> None:
     model.step(torch.tensor([1]), state)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.backward()
+
+
+FORKED = """
+import concurrent.futures
+import os
+import torch
+from tests.models.test_decoding import Pair, build
+
+torch.set_num_threads(2)
+pairs = [Pair(build()) for _ in range(4)]
+with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda pair: pair.step(20), pairs))
+child = os.fork()
+if child == 0:
+    pairs[0].step(20)
+    Pair(build()).step(20)
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+pairs[1].step(20)
+"""
+
+
+@needs_library
+def test_python_threads_and_forked_children_may_step() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], cwd=Path(__file__).parents[2], check=True, timeout=60)
+
+
+@needs_library
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_the_number_of_threads_changes_no_bit(count: int) -> None:
+    answers = []
+    for threads in (1, count):
+        torch.set_num_threads(threads)
+        model = build()
+        state = model.init_state(2)
+        answers.append(torch.stack([model.step(torch.tensor([t, 9]), state).logits for t in range(6)]))
+    assert answers[0].equal(answers[1])

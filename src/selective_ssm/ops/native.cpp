@@ -3,6 +3,8 @@
 // Each kernel is one function for each instruction set, selective_ssm_<kernel>_<instruction set>, that takes a pointer to
 // its arguments' structure (KERNEL in vector.hpp).
 
+#include "parallel.hpp"
+
 #include <cstdint>
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -20,9 +22,13 @@ struct Launch {
     const void* parameters;
 };
 
-// Kernels one after the other.
-EXPORT void selective_ssm_run(const Launch* launches, std::int64_t count) {
-    for (std::int64_t i = 0; i < count; i++) launches[i].kernel(launches[i].parameters);
+// Kernels one after the other, of which none asks for more threads than given.
+EXPORT void selective_ssm_run(const Launch* launches, std::int64_t count, int threads) {
+    const auto step = [](void* context, std::int64_t i) {
+        const Launch& launch = static_cast<const Launch*>(context)[i];
+        launch.kernel(launch.parameters);
+    };
+    selective_ssm::run_in_a_row(count, threads, step, const_cast<Launch*>(launches));
 }
 
 // The instruction sets that there are kernels for and that this machine has, fastest first.

@@ -30,6 +30,8 @@ VECTORS = {"avx512": "AVX-512", "avx2": "AVX2", "baseline": None}
 """The instruction sets, and their names for people; the baseline's depends on the machine."""
 LEAST_FOR_THREADS = 1 << 17
 """Numbers to compute below which more threads do not pay: about 0.1 ms of work. One token of any model is less."""
+LEAST_IN_A_ROW = 1 << 11
+"""The same where launches are noted, to be run in a row: threads are then awake, and a region costs about 1 µs."""
 
 _NOTES = threading.local()
 _REBUILD = "install a C++ compiler (g++ or clang++) and then selective-ssm again, or run 'make native' in its source"
@@ -109,8 +111,7 @@ def function(name: str) -> Callable[[Any], None]:
 
     def call(parameters: Any) -> None:
         kernel(parameters)
-        notes: list[Launch] | None = getattr(_NOTES, "launches", None)
-        if notes is not None:
+        if (notes := _notes()) is not None:
             notes.append(Launch(address, parameters._obj))
 
     call.__name__ = kernel.__name__
@@ -140,13 +141,14 @@ class Launches:
     def __init__(self, launches: Sequence[Launch]) -> None:
         self._structures = [launch.parameters for launch in launches]
         rows = [(launch.kernel, ctypes.addressof(launch.parameters)) for launch in launches]
+        self._threads = max(launch.parameters.threads for launch in launches)
         self._array = (_Launch * len(rows))(*rows)
         self._run = load().selective_ssm_run
-        self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_int64], None
+        self._run.argtypes, self._run.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int], None
 
     def run(self) -> None:
         """Calls them; other Python threads run meanwhile."""
-        self._run(self._array, len(self._structures))
+        self._run(self._array, len(self._structures), self._threads)
 
 
 class _Launch(ctypes.Structure):
@@ -155,7 +157,13 @@ class _Launch(ctypes.Structure):
 
 def threads(numbers: int) -> int:
     """How many threads so many numbers are worth: as many as torch has, or one."""
-    return torch.get_num_threads() if numbers >= LEAST_FOR_THREADS else 1
+    least = LEAST_FOR_THREADS if _notes() is None else LEAST_IN_A_ROW
+    return torch.get_num_threads() if numbers >= least else 1
+
+
+def _notes() -> list[Launch] | None:
+    """Where this Python thread's launches are written down, if they are."""
+    return getattr(_NOTES, "launches", None)
 
 
 def _text(name: str) -> str:

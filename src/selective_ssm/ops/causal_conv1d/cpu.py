@@ -109,10 +109,11 @@ def step(
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     weight, bias = weight.float().contiguous(), _single(bias)
     slots = None if state_indices is None else state_indices.long().contiguous()
+    threads = native.threads(x.numel() * weight.shape[1])
     parameters = _Step.of(
         out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr(), _address(bias), _address(slots),
         x.stride(0), *state.stride(), batch, len(state), channels, weight.shape[1],
-        native.NUMBERS[x.dtype], native.NUMBERS[state.dtype], native.threads(x.numel()), options.activation == "silu",
+        native.NUMBERS[x.dtype], native.NUMBERS[state.dtype], threads, options.activation == "silu",
     )  # fmt: skip
     native.function("causal_conv1d_step")(ctypes.byref(parameters))
     return out

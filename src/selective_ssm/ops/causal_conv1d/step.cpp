@@ -17,6 +17,8 @@ struct Step {
     int number, state_number, threads, silu;
 };
 
+constexpr int64 BLOCK = 256;  // channels of a task
+
 INLINE void put(float* to, float x) { *to = x; }
 INLINE void put(bf16* to, float x) { store(to, splat(x), 1); }
 
@@ -38,15 +40,16 @@ INLINE float advance(const Step& p, S* state, const float* weight, const T* x, f
     return sum + weight[history] * now;
 }
 
+// The channels of a row from `first` to before `end`.
 template <int WIDTH, class T, class S>
-void step_row(const Step& p, int64 b) {
+void step_channels(const Step& p, int64 b, int64 first, int64 end) {
     T* out = static_cast<T*>(p.out) + b * p.channels;
     const T* x = static_cast<const T*>(p.x) + b * p.x_row;
     int64 slot = p.slots == nullptr ? b : p.slots[b];
     if (slot >= p.slot_count) slot = p.slot_count - 1;
     S* state = static_cast<S*>(p.state) + (slot < 0 ? 0 : slot) * p.state_slot;
-    for (int64 c = 0; c < p.channels; c += LANES) {
-        const int count = static_cast<int>(p.channels - c < LANES ? p.channels - c : LANES);
+    for (int64 c = first; c < end; c += LANES) {
+        const int count = static_cast<int>(end - c < LANES ? end - c : LANES);
         float sums[LANES] = {};
         for (int64 i = c; slot >= 0 && i < c + count; i++) {
             const float bias = p.bias == nullptr ? 0 : p.bias[i];
@@ -59,7 +62,12 @@ void step_row(const Step& p, int64 b) {
 
 template <int WIDTH, class T, class S>
 void step(const Step& p) {
-    parallel_for(p.batch, p.threads, [&](int64 b, int) { step_row<WIDTH, T, S>(p, b); });
+    const int64 blocks = (p.channels + BLOCK - 1) / BLOCK;
+    parallel_for(p.batch * blocks, p.threads, [&](int64 task, int) {
+        const int64 first = task % blocks * BLOCK;
+        const int64 end = first + BLOCK < p.channels ? first + BLOCK : p.channels;
+        step_channels<WIDTH, T, S>(p, task / blocks, first, end);
+    });
 }
 
 template <int WIDTH>
