@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -231,13 +232,33 @@ def test_what_is_not_a_number_stays_in_its_own_sequence(name: str, value: float,
     with torch.no_grad():
         tensors[name][0, 25], tensors[name][0, 60] = value, value
     dirty, plain = run(our_scan), run(plain_scan)
-    assert torch.equal(dirty[0].isfinite(), plain[0].isfinite())
-    assert torch.equal(dirty[1].isfinite(), plain[1].isfinite())
+    for k in (0, 1):
+        assert torch.equal(dirty[k].isfinite(), plain[k].isfinite())
     for k in (0, 2):  # out and the gradient of u
         assert torch.equal(dirty[k][:, :20], clean[k][:, :20])
         assert torch.equal(dirty[k][:, 183:], clean[k][:, 183:])
     for k in (1, 3):  # final state and the gradient of the initial one
         assert torch.equal(dirty[k][[0, 1, 4]], clean[k][[0, 1, 4]])
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["B", "C"])
+def test_infinity_in_a_map_is_infinity_in_gradients(name: str) -> None:
+    """The vector of three channels has thirteen lanes that are none, where 0 meets infinity."""
+    tensors, options = ScanCase(batch=1, length=4, channels=3, state=1, optional="", delta_softplus=False).arguments()
+    with torch.no_grad():
+        for x in tensors.values():
+            x.abs_()
+        tensors["A"].neg_()
+        tensors[name][0, 2] = math.inf
+
+    def run(function: Callable[..., Any]) -> list[Tensor]:
+        out, _ = function(**tensors, **options)
+        return list(torch.autograd.grad(out.sum(), [tensors["B"], tensors["C"]]))
+
+    for ours, plain in zip(run(our_scan), run(plain_scan), strict=True):
+        assert torch.equal(ours.isnan(), plain.isnan())
+        assert torch.equal(ours.isinf(), plain.isinf())
 
 
 @needs_library

@@ -120,6 +120,15 @@ INLINE Floats fma(Floats a, Floats b, Floats c) EACH(Floats, fma(a.at[i], b.at[i
 INLINE Floats fma_once(Floats a, Floats b, Floats c) EACH(Floats, fma_once(a.at[i], b.at[i], c.at[i]))
 INLINE Floats select(Mask mask, Floats yes, Floats no) EACH(Floats, mask.at[i] ? yes.at[i] : no.at[i])
 
+// The first numbers of a vector, and zeros.
+INLINE Floats first_lanes(Floats x, int count) {
+    float lanes[LANES];
+    __builtin_memcpy(lanes, &x, sizeof x);
+    for (int i = 0; i < LANES; i++) lanes[i] = i < count ? lanes[i] : 0;
+    __builtin_memcpy(&x, lanes, sizeof x);
+    return x;
+}
+
 // The sum of a vector's numbers, always in the same order.
 INLINE float sum(Floats x) {
     float lanes[LANES];

@@ -164,13 +164,16 @@ struct Pass {
     // Adds to a token's sum over states, which begins with the first.
     INLINE static void add(int64 n, float* total, Floats x) { store(total, n == 0 ? x : load(total) + x); }
 
-    // a b, for a map that is fixed or else for one of a token, whose sum over channels begins with the first vector.
-    INLINE static void add(bool fixed, Floats& over_tokens, bool is_first, float* over_channels, Floats a, Floats b) {
+    // a b, for a map that is fixed or else for one of a token, whose sum over channels begins with the first vector. Lanes that
+    // are no channels stay out of it: there 0 may be multiplied with infinity.
+    INLINE void add(bool fixed, Floats& over_tokens, bool is_first, float* over_channels, Floats a, Floats b) const {
         if (GENERAL && fixed) {
             over_tokens = fma(a, b, over_tokens);
-        } else {
-            store(over_channels, is_first ? a * b : fma(a, b, load(over_channels)));
+            return;
         }
+        const Floats before = is_first ? zeros() : load(over_channels);
+        const int lanes = block.lanes(v);
+        store(over_channels, lanes < LANES ? before + first_lanes(a * b, lanes) : fma(a, b, before));
     }
     INLINE static void add_to(float* total, Floats x) { store(total, load(total) + x); }
 };
