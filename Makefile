@@ -28,7 +28,7 @@ $(CONSTRAINT): FORCE
 native: $(INSTALLED)
 	@if for cxx in $$CXX c++ g++ clang++; do command -v $$cxx && break; done | grep -q .; then \
 	    $(BIN)/cmake -S . -B build/native --log-level=WARNING && \
-	    $(BIN)/cmake --build build/native --parallel && \
+	    $(BIN)/cmake --build build/native --parallel 2 && \
 	    $(BIN)/cmake --install build/native && \
 	    $(BIN)/python -c "from selective_ssm.ops import native; native.load()"; \
 	else \
@@ -55,7 +55,8 @@ test-sanitizers: $(INSTALLED)
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 \
 	    SELECTIVE_SSM_LIBRARY=$(SANITIZERS)/selective_ssm_native.so \
-	    $(BIN)/python -m pytest tests/ops/test_maths.py tests/ops/test_parallel.py tests/ops/test_*_cpu.py
+	    $(BIN)/python -m pytest tests/ops/test_maths.py tests/ops/test_parallel.py tests/ops/test_*_cpu.py \
+	    tests/ops/test_add_rms_norm.py tests/ops/test_linear.py
 
 # Thousands of drawn cases on a GPU, and what is timed there; both run from the source tree without an installation too.
 test-cuda: $(INSTALLED)

@@ -1,4 +1,4 @@
-// Exponentials and what is made of them, as polynomials; for each a bound of its error, which test_native.py holds.
+// Exponentials and what is made of them, as polynomials; for each a bound of its error, which test_maths.py holds.
 //
 // An ulp is the distance of neighbouring fp32 numbers at the exact result. Results below 2^-126 are zero, exactly; what is
 // not a number stays so; infinities give limits. All this holds where subnormals are flushed, as parallel_for sees to.
@@ -107,7 +107,8 @@ INLINE Part hold(Part x, Part exp_x) {
     return x * x < 0.25f ? p : away;
 }
 
-// The derivative of (e^x - 1) / x, given e^x and that: by its series, of which (k + 1) / (k + 2)! is a coefficient, near 0.
+// The derivative of (e^x - 1) / x, given e^x and that, within 8 ulp where x < 88: by its series, of which (k + 1) / (k + 2)! is
+// a coefficient, near 0.
 INLINE Part hold_slope(Part x, Part exp_x, Part held) {
     Part p = splat_part(0x1.08db48p-29f);
     p = fma(p, x, splat_part(0x1.8a86a4p-26f));

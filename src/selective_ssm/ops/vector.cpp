@@ -19,6 +19,7 @@ INLINE Floats apply(int function, Floats x) {
         case 3: return sigmoid(x);
         case 4: return softplus(x);
         case 5: return hold(x, exp(x));
+        case 6: return hold_slope(x, exp(x), hold(x, exp(x)));
         default: return x;
     }
 }
