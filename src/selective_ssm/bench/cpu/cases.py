@@ -48,7 +48,13 @@ def _task(task: Task, batch: int, length: int, *, with_peers: bool = False) -> T
 
 _BASE = _op(1, 2048, 1536, 16)
 
-SCAN = (_BASE, replace(_BASE, dtype=torch.bfloat16), _op(4, 512, 1536, 16), _op(1, 16384, 256, 16))
+SCAN = (
+    _BASE,
+    replace(_BASE, dtype=torch.bfloat16),
+    _op(4, 512, 1536, 16),
+    _op(1, 16384, 256, 16),
+    *(replace(_op(*sizes), against_loop=True) for sizes in ((1, 2048, 64, 16), (2, 512, 256, 16))),
+)
 CONV = (_op(1, 2048, 1536, 3), _op(4, 512, 1536, 3))
 STEP = tuple(_op(batch, 1, 1536, 16) for batch in (1, 8))
 MODEL = (

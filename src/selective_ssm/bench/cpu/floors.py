@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selective_ssm.bench.cases import OpCase
@@ -60,33 +59,40 @@ def matrices(model: LanguageModel) -> list[Tensor]:
 
 
 def products(weights: list[Tensor], tokens: int) -> Callable[[], object]:
-    """A prompt's matrix products alone: every token through every matrix, the last one through the head."""
-    inputs = {width: torch.randn(tokens, width).to(weights[0]) for width in {weight.shape[1] for weight in weights}}
+    """A prompt's matrix products alone, into memory at hand: every token, but through the head only the last one."""
+    inputs = _matrices(weights, lambda weight: (tokens, weight.shape[1]))
+    outputs = _matrices(weights, lambda weight: (tokens, weight.shape[0]))
 
     @torch.no_grad()
     def call() -> None:
         for weight in weights[:-1]:
-            F.linear(inputs[weight.shape[1]], weight)
-        F.linear(inputs[weights[-1].shape[1]][-1:], weights[-1])
+            torch.mm(inputs[weight.shape], weight.t(), out=outputs[weight.shape])
+        head = weights[-1]
+        torch.mm(inputs[head.shape][-1:], head.t(), out=outputs[head.shape][-1:])
 
     return call
 
 
 def products_with_gradients(weights: list[Tensor], tokens: int) -> Callable[[], object]:
     """A training step's matrix products alone: forward, and the gradients of inputs and weights, the head included."""
-    shapes = {weight.shape for weight in weights}
-    inputs = {shape: torch.randn(tokens, shape[1]).to(weights[0]) for shape in shapes}
-    slopes = {shape: torch.randn(tokens, shape[0]).to(weights[0]) for shape in shapes}
+    inputs, d_inputs = (_matrices(weights, lambda weight: (tokens, weight.shape[1])) for _ in range(2))
+    outputs = _matrices(weights, lambda weight: (tokens, weight.shape[0]))
+    d_weights = _matrices(weights, lambda weight: tuple(weight.shape))
 
     @torch.no_grad()
     def call() -> None:
         for weight in weights:
-            x, slope = inputs[weight.shape], slopes[weight.shape]
-            F.linear(x, weight)
-            torch.mm(slope, weight)
-            torch.mm(slope.t(), x)
+            x, out = inputs[weight.shape], outputs[weight.shape]
+            torch.mm(x, weight.t(), out=out)
+            torch.mm(out, weight, out=d_inputs[weight.shape])
+            torch.mm(out.t(), x, out=d_weights[weight.shape])
 
     return call
+
+
+def _matrices(weights: list[Tensor], shape: Callable[[Tensor], tuple[int, ...]]) -> dict[torch.Size, Tensor]:
+    """Something to multiply or to write to, for each shape of a weight."""
+    return {one.shape: torch.randn(shape(one)).to(one.dtype) for one in weights}
 
 
 def reading(model: LanguageModel) -> Callable[[], object]:

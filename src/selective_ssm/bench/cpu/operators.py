@@ -19,6 +19,7 @@ from selective_ssm.bench.contenders import Contender, passes
 from selective_ssm.bench.cpu import peers
 from selective_ssm.bench.cpu.floors import Exponentials
 from selective_ssm.bench.cpu.memory import Allocated
+from selective_ssm.bench.loop import scan_loop
 from selective_ssm.bench.run import Row, backends, leaves
 from selective_ssm.ops import causal_conv1d, selective_scan, selective_scan_step
 from selective_ssm.ops.selective_scan import cpu
@@ -38,6 +39,8 @@ def scan(case: OpCase, setup: Setup) -> Iterator[Row]:
         Contender(name, partial(selective_scan, **inputs, delta_softplus=True, backend=name), list(inputs.values()))
         for name in backends("selective_scan", case, setup.device)
     ]
+    if case.against_loop:
+        contenders.append(Contender("loop", partial(scan_loop, **inputs), list(inputs.values())))
     if "mambapy" in setup.peers:
         contenders.append(peers.mambapy_scan(inputs))
     floor = Exponentials(case)

@@ -48,10 +48,13 @@ def transformers_models(case: TaskCase, config: LanguageModelConfig, names: tupl
             yield absent(who)
             continue
         model = _model(transformers, config, options, case.dtype)
+        call = _call(case, model, config.vocab_size)
         if who.endswith("compiled"):
+            # A layer knows its number, for which its code is compiled anew; what comes of it is the same, and cached.
+            imported("torch._dynamo.config").recompile_limit = 4 * config.n_layer
             for layer in model.backbone.layers:
                 layer.compile()
-        yield Contender(who, _call(case, model, config.vocab_size), [])
+        yield Contender(who, call, [])
 
 
 def _model(transformers: Any, config: LanguageModelConfig, options: dict[str, Any], dtype: torch.dtype) -> Any:
