@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from selective_ssm.ops import causal_conv1d, native
+from tests.ops.guards import Guards
 
 OPS = torch.ops.selective_ssm
 ROOT = Path(__file__).parents[2]
@@ -28,7 +31,7 @@ def threads() -> Iterator[None]:
 def everything(seed: int = 0) -> list[np.ndarray]:
     """What the kernels make of a pack that is worth several threads; nothing else here starts any."""
     generator = torch.Generator().manual_seed(seed)
-    x, weight = torch.randn(1, 3000, 96, generator=generator), torch.randn(96, 4, generator=generator)
+    x, weight = (torch.randn(*shape, generator=generator, dtype=torch.float32) for shape in ((1, 3000, 96), (96, 4)))
     assert x.numel() >= native.LEAST_FOR_THREADS
     rest = (weight, None, None, torch.tensor([0, 300, 300, 3000]), "silu", False)
     out, final, saved = OPS.causal_conv1d(x, *rest, True, True, "cpu")
@@ -58,6 +61,18 @@ def test_several_python_threads_at_once() -> None:
             assert all(same(x, y) for x, y in zip(found, expected, strict=True))
 
 
+def test_memory_for_kernels_has_their_dtype_whatever_the_default() -> None:
+    expected = everything()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        guards = Guards()
+        with guards.allocating():
+            assert same(everything(), expected)
+        assert guards.intact()
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_subnormals_are_flushed_in_every_task_and_nowhere_else(count: int) -> None:
     torch.set_num_threads(count)
@@ -69,22 +84,32 @@ def test_subnormals_are_flushed_in_every_task_and_nowhere_else(count: int) -> No
 
 FORKED = """
 import os
+import sys
 import torch
 from selective_ssm.ops import native
-from tests.ops.test_parallel import everything, same
+
+def results():
+    from tests.ops.test_parallel import everything  # which loads the library
+    return everything()
 
 torch.set_num_threads(2)
 product = torch.randn(500, 500) @ torch.randn(500, 500)
-expected = everything()
+before = results() if sys.argv[1] == "loaded" else None
 child = os.fork()
+after = results()
 if child == 0:
-    as_expected = all(same(everything(), expected) for _ in range(3))
-    os._exit(0 if as_expected and native.build().endswith("2 threads of its own") else 1)
+    alone = native.build().endswith("2 threads of its own")
+    os._exit(0 if alone and all((x == y).all() for x, y in zip(after, before or after)) else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert same(everything(), expected)
 """
 
 
-def test_a_forked_child_has_threads_of_its_own() -> None:
+@pytest.mark.parametrize("library", ["loaded", "not loaded yet"])
+def test_a_forked_child_has_threads_of_its_own(library: str) -> None:
     """After its parent has used those of OpenMP, which a child would wait for without end."""
-    subprocess.run([sys.executable, "-c", FORKED], cwd=ROOT, check=True, timeout=60)
+    parent = subprocess.Popen([sys.executable, "-c", FORKED, library], cwd=ROOT, start_new_session=True)
+    try:
+        assert parent.wait(timeout=60) == 0
+    except subprocess.TimeoutExpired:
+        os.killpg(parent.pid, signal.SIGKILL)  # the child too
+        raise

@@ -11,10 +11,11 @@
 
 namespace selective_ssm {
 bool has_openmp();
+void set_forked();
 }
 
 // Raised with every change to an exported function; native.py refuses a library of another version.
-EXPORT int selective_ssm_abi_version() { return 4; }
+EXPORT int selective_ssm_abi_version() { return 5; }
 
 // A kernel and what it is called with.
 struct Launch {
@@ -55,6 +56,9 @@ EXPORT const char* selective_ssm_baseline() {
     return "no vector instructions";
 #endif
 }
+
+// To be called in a forked child that loads the library itself: a fork before that goes unnoticed.
+EXPORT void selective_ssm_forked() { selective_ssm::set_forked(); }
 
 // Whose threads work is dealt out to.
 EXPORT const char* selective_ssm_threads() { return selective_ssm::has_openmp() ? "OpenMP" : "its own"; }

@@ -22,7 +22,7 @@ import torch
 
 from selective_ssm.errors import UserError, nearest
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 """What the exported functions look like; raised together with ``selective_ssm_abi_version`` in native.cpp."""
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
 """The dtypes that kernels read and write, as vector.hpp numbers them."""
@@ -201,4 +201,12 @@ def _checked(path: Path) -> ctypes.CDLL | str:
         return f"'{path}' is not the CPU library of selective-ssm: {_REBUILD}"
     if version != ABI_VERSION:
         return f"the CPU library has interface version {version}, but {ABI_VERSION} is needed: {_REBUILD}"
+    if _FORKS:
+        library.selective_ssm_forked()
     return library
+
+
+_FORKS: list[int] = []
+"""Not empty in a forked child: OpenMP's threads have stayed with its parent, and a library loaded now cannot see that."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _FORKS.append(os.getpid()))

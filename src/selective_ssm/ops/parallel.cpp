@@ -22,6 +22,7 @@ extern "C" void GOMP_parallel(void (*body)(void*), void* data, unsigned threads,
 namespace selective_ssm {
 
 bool has_openmp();
+void set_forked();
 
 namespace {
 
@@ -42,6 +43,9 @@ public:
         __asm__ volatile("msr fpcr, %0" : : "r"(before | 1ul << 24));
     }
     ~FlushSubnormals() { __asm__ volatile("msr fpcr, %0" : : "r"(before)); }
+#else
+public:
+    FlushSubnormals() {}
 #endif
     FlushSubnormals(const FlushSubnormals&) = delete;
     FlushSubnormals& operator=(const FlushSubnormals&) = delete;
@@ -133,6 +137,8 @@ void call_on_threads(void (*body)(void*), void* data, int threads) {
 }  // namespace
 
 bool has_openmp() { return GOMP_parallel != nullptr && !is_forked; }
+
+void set_forked() { is_forked = true; }
 
 void run_tasks(std::int64_t tasks, int threads, void (*task)(void*, std::int64_t, int), void* context) {
     const int wanted = tasks < threads ? static_cast<int>(tasks) : threads;

@@ -46,7 +46,7 @@ def backward(
     d_residual, d_weight = torch.empty_like(total), torch.empty_like(wide)
     d_x = None if dtype == total.dtype else torch.empty_like(total, dtype=_number(dtype))
     width = total.shape[-1]
-    partials = torch.empty(-(-total.numel() // (width * ROWS)), width)
+    partials = d_weight.new_empty(-(-total.numel() // (width * ROWS)), width)
     tensors = (wide, None, total, d_y, d_total, d_residual, d_x, partials, d_weight)
     pointers = (0, 0, *(0 if one is None else one.data_ptr() for one in tensors))
     _launch("add_rms_norm_backward", pointers, total, eps, _number(dtype), d_y.dtype)

@@ -70,7 +70,7 @@ def backward(
     d_weight = weight.new_empty(weight.shape, dtype=torch.float32)
     d_bias = None if bias is None else bias.new_empty(bias.shape, dtype=torch.float32)
     d_state = None if state is None else state.new_empty(state.shape, dtype=torch.float32)
-    partials = torch.empty(batch * -(-length // RUN), weight.shape[1] + 1, channels)
+    partials = d_weight.new_empty(batch * -(-length // RUN), weight.shape[1] + 1, channels)
     _launch(
         "causal_conv1d_backward",
         inputs,
@@ -133,7 +133,7 @@ def _launch(name: str, inputs: Inputs, options: Options, **others: Tensor | None
         "bias": _single(bias),
         "state": _single(state),
         "offsets": None if cu_seqlens is None else covering(cu_seqlens, length),
-        "scratch": torch.empty(threads * size),
+        "scratch": x.new_empty(threads * size, dtype=torch.float32),
         **others,
     }
     d_out = others.get("d_out")

@@ -36,7 +36,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Returns (M, N), of x (M, K) with M up to 8 and weight (N, K), in one dtype and with unit strides in K."""
     (vectors, inputs), outputs = x.shape, len(weight)
     out = x.new_empty(vectors, outputs)
-    wide = None if x.dtype == torch.float32 else torch.empty(vectors, inputs)
+    wide = None if x.dtype == torch.float32 else x.new_empty(vectors, inputs, dtype=torch.float32)
     bias = None if bias is None else bias.float().contiguous()
     threads = torch.get_num_threads() if weight.numel() >= LEAST_FOR_THREADS else 1
     parameters = _Linear.of(

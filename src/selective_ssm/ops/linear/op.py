@@ -67,7 +67,8 @@ def _is_differentiated(*tensors: Tensor | None) -> bool:
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return cpu.forward(x, weight, bias)
+    served = x.dim() == 2 and x.stride(1) == 1 and _is_served(x, weight, bias)
+    return cpu.forward(x, weight, bias) if served else F.linear(x, weight, bias)
 
 
 def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
