@@ -95,4 +95,4 @@ def _parallel_scan(
     delta = F.softplus(delta + delta_bias)
     decay = torch.exp(delta[..., None] * A)
     states = pscan(decay, (delta * u)[..., None] * B[:, :, None])
-    return ((states @ C[..., None]).squeeze(3) + D * u) * F.silu(z)
+    return ((states @ C[..., None].to(states.dtype)).squeeze(3) + D * u) * F.silu(z)
