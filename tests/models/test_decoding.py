@@ -152,6 +152,15 @@ def test_changes_are_noticed(change: str) -> None:
     pair.step(4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_write_to_any_parameter_is_noticed(dtype: torch.dtype) -> None:
+    pair = Pair(build(dtype=dtype))
+    pair.step(3)
+    for parameter in pair.model.parameters():
+        nn.init.uniform_(parameter)
+        pair.step(2)
+
+
 def test_another_backend_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = Pair(build())
     pair.step(4)

@@ -2,7 +2,7 @@
 
 A step of the 130M model reads its weights in a few milliseconds, and Python would take as long to ask for it. A
 recording holds for one state, in whose memory it works, and for as long as nothing that it was made from has changed:
-neither a parameter, by another tensor or a write to it, nor a module, a hook, or how work is shared among threads.
+neither what parameters are, nor what was computed from one, nor a module, a hook, or how work is shared among threads.
 """
 
 # pyright: reportPrivateUsage=false
@@ -52,7 +52,7 @@ class Decoder:
             steps[kind] = None
             return backbone.step(x, state.layers, state_indices=state_indices)
         known = steps[kind]
-        if known is None or not known.is_current(state):
+        if known is None or not known.is_current():
             known = steps[kind] = _Step(x, state_indices)
             return known.make(backbone, x, state, state_indices)
         return known.run(backbone, x, state, state_indices)
@@ -65,17 +65,19 @@ class _Step:
         self._x = torch.empty_like(x)
         self._indices = None if state_indices is None else torch.empty_like(state_indices, dtype=torch.int64)
         self._recording: Recording | None = None
-        self._sources = _Sources(())
+        self._sources = _Sources((), ())
         self._settings: Any = None
 
     def make(self, backbone: Backbone, x: Tensor, state: ModelState, state_indices: Tensor | None) -> Tensor:
         """Runs the step, and records it."""
         self._take(x, state_indices)
-        self._sources, self._settings = _Sources(backbone.modules()), _settings(state)
         varying = [self._x, *(one for layer in state.layers for one in layer)]
         varying += [] if self._indices is None else [self._indices]
         result, recording = record(lambda: backbone.step(self._x, state.layers, state_indices=self._indices), varying)
-        self._recording = recording if self._sources.can_be_watched() else None
+        self._settings = _settings()
+        if recording is not None:
+            self._sources = _Sources(backbone.modules(), recording.sources)
+            self._recording = recording if self._sources.can_be_watched() else None
         return result
 
     def run(self, backbone: Backbone, x: Tensor, state: ModelState, state_indices: Tensor | None) -> Tensor:
@@ -87,9 +89,9 @@ class _Step:
             torch.autograd.graph.increment_version(list(state.tensors().values()))
         return self._recording.run()
 
-    def is_current(self, state: ModelState) -> bool:
+    def is_current(self) -> bool:
         """Whether a recording would still do what the step does."""
-        return self._recording is None or (self._settings == _settings(state) and self._sources.are_unchanged())
+        return self._recording is None or (self._settings == _settings() and self._sources.are_unchanged())
 
     def _take(self, x: Tensor, state_indices: Tensor | None) -> None:
         self._x.copy_(x)
@@ -98,9 +100,13 @@ class _Step:
 
 
 class _Sources:
-    """Modules, and their parameters, buffers and hooks as they were; looked through in microseconds."""
+    """Modules, and their parameters, buffers and hooks as they were.
 
-    def __init__(self, modules: Iterable[nn.Module]) -> None:
+    To look through them takes 50 µs, and several times that when the weights have driven all else out of the caches. So
+    writes are looked for only where something was computed from what is written to; kernels read the rest where it is.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], computed_from: Iterable[Tensor]) -> None:
         modules = list(modules)
         self._dicts: list[dict[str, Any]] = []
         self._names: list[str] = []
@@ -114,7 +120,8 @@ class _Sources:
             global_hooks._global_forward_hooks,
             global_hooks._global_forward_pre_hooks,
         ]
-        self._is_watchable = not any(self._hooks) and not any(one.is_inference() for one in self._tensors)
+        self._computed_from = list(computed_from)
+        self._is_watchable = not any(self._hooks) and not any(one.is_inference() for one in self._computed_from)
         self._contents = self._versions() if self._is_watchable else []
 
     def can_be_watched(self) -> bool:
@@ -122,7 +129,7 @@ class _Sources:
         return self._is_watchable
 
     def are_unchanged(self) -> bool:
-        """Whether all modules are there with the same tensors, which hold the same numbers, and no hooks."""
+        """Whether all modules are there with the same tensors, which are where they were, and no hooks."""
         try:
             now = self._now()
         except KeyError:
@@ -133,13 +140,12 @@ class _Sources:
         return list(map(operator.getitem, self._dicts, self._names))
 
     def _versions(self) -> list[Any]:
-        return [one._version for one in self._tensors] + [one.data_ptr() for one in self._tensors]
+        return [one._version for one in self._computed_from] + [one.data_ptr() for one in self._tensors]
 
 
-def _settings(state: ModelState) -> Any:
-    """What else a step depends on: where its state lies, and how its work is dealt out."""
-    memory = [one.data_ptr() for one in state.tensors().values()]
-    return memory, torch.get_num_threads(), os.environ.get("SELECTIVE_SSM_BACKEND")
+def _settings() -> Any:
+    """What else a step depends on: how its work is dealt out."""
+    return torch.get_num_threads(), os.environ.get("SELECTIVE_SSM_BACKEND")
 
 
 def _may_be_recorded(x: Tensor) -> bool:

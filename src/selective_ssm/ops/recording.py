@@ -36,6 +36,7 @@ class Recording(NamedTuple):
     launches: native.Launches
     result: Tensor
     memory: list[Tensor]  # all that the kernels read or write and that was made meanwhile
+    sources: list[Tensor]  # what constants were computed from: when one is written to, the recording is of no use
 
     def run(self) -> Tensor:
         """The function's result for what its arguments hold now."""
@@ -59,7 +60,7 @@ def record(function: Callable[[], Tensor], varying: Iterable[Tensor]) -> tuple[T
         result = function()
     if not mode.is_whole or not launches:
         return result, None
-    return result, Recording(native.Launches(launches), result, mode.memory)
+    return result, Recording(native.Launches(launches), result, mode.memory, mode.sources)
 
 
 class _Recorder(TorchDispatchMode):
@@ -68,8 +69,10 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, varying: Iterable[Tensor]) -> None:
         super().__init__()
         self.memory: list[Tensor] = []
+        self.sources: list[Tensor] = []
         self.is_whole = True
         self._varying = {_place(x) for x in varying}
+        self._made: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -78,15 +81,19 @@ class _Recorder(TorchDispatchMode):
             with self:
                 return implementation(*args, **kwargs)
         result = func(*args, **kwargs)
+        taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         returned = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         self.memory += returned
         if func in _ALLOCATE:
             self._varying.update(map(_place, returned))
         elif torch.Tag.nondeterministic_seeded in func.tags:
             self.is_whole = False
-        elif func not in _FILL and any(isinstance(x, Tensor) and self._varies(x) for x in tree_leaves((args, kwargs))):
+        elif func not in _FILL and any(map(self._varies, taken)):
             is_view = bool(returned) and all(map(self._varies, returned)) and not func._schema.is_mutable
             self.is_whole &= is_view
+        elif func not in _FILL:
+            self.sources += [x for x in taken if _place(x) not in self._made]
+            self._made.update({_place(x) for x in returned} - {_place(x) for x in taken})
         return result
 
     def _varies(self, x: Tensor) -> bool:
