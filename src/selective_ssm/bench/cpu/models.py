@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -32,7 +33,8 @@ def model(case: TaskCase, setup: Setup) -> Iterator[Row]:
     ids = torch.randint(config.vocab_size, (case.batch, case.length))
     calls = _TASKS[case.task](ours, ids)
     if case.with_peers:
-        calls["reference"] = partial(_with_reference, calls["ours"])
+        plain = copy.deepcopy(ours)  # what a model has prepared for its steps is of one backend
+        calls["reference"] = partial(_with_reference, _TASKS[case.task](plain, ids)["ours"])
     others = list(peers.transformers_models(case, config, setup.peers)) if case.with_peers else []
     calls |= {one.who: one.call for one in others if one.call is not None}
     rounds = setup.rounds * (_MANY if case.task == "decode" else 1)
