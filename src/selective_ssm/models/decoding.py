@@ -1,4 +1,4 @@
-"""Steps without Python: what a step of the backbone launches on a CPU is recorded, and run again for the tokens after.
+"""Steps without Python: what a step of a model launches on a CPU is recorded, and run again for the tokens after.
 
 A step of the 130M model reads its weights in a few milliseconds, and Python would take as long to ask for it. A
 recording holds for one state, in whose memory it works, and for as long as nothing that it was made from has changed:
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,14 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
-from selective_ssm.layers.mixer import in_float32
-from selective_ssm.models.backbone import Backbone
+from selective_ssm.layers import State
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops.recording import Recording, record
 
+Advance = Callable[[Tensor, Sequence[State], "Tensor | None"], Tensor]
+"""A step: (x, states, state_indices) -> result; the states are updated in place."""
+
 
 class Decoder:
-    """Runs a backbone's steps. It holds nothing that a copy of the model, or one on disk, would need.
+    """Runs a model's steps. It holds nothing that a copy of the model, or one on disk, would need.
 
     The first step from a state runs as ever, the second is recorded, those after run from the recording.
     """
@@ -41,21 +43,22 @@ class Decoder:
     def __reduce__(self) -> tuple[Any, ...]:
         return Decoder, ()
 
-    def step(self, backbone: Backbone, x: Tensor, state: ModelState, state_indices: Tensor | None) -> Tensor:
-        """As `Backbone.step`; the result is good until the next step."""
+    def step(
+        self, model: nn.Module, advance: Advance, x: Tensor, state: ModelState, state_indices: Tensor | None
+    ) -> Tensor:
+        """As advance(x, state.layers, state_indices), which depends on `model` and on nothing else."""
         if not _may_be_recorded(x):
-            return backbone.step(x, state.layers, state_indices=state_indices)
-        x = in_float32(x) if backbone.residual_in_fp32 else x  # a cast by torch: not for the recording
+            return advance(x, state.layers, state_indices)
         steps = self._steps.setdefault(state, {})
         kind = (x.shape, x.dtype, state_indices is None, torch.is_inference_mode_enabled())
         if kind not in steps:
             steps[kind] = None
-            return backbone.step(x, state.layers, state_indices=state_indices)
+            return advance(x, state.layers, state_indices)
         known = steps[kind]
         if known is None or not known.is_current():
             known = steps[kind] = _Step(x, state_indices)
-            return known.make(backbone, x, state, state_indices)
-        return known.run(backbone, x, state, state_indices)
+            return known.make(model, advance, x, state, state_indices)
+        return known.run(advance, x, state, state_indices)
 
 
 class _Step:
@@ -68,26 +71,28 @@ class _Step:
         self._sources = _Sources((), ())
         self._settings: Any = None
 
-    def make(self, backbone: Backbone, x: Tensor, state: ModelState, state_indices: Tensor | None) -> Tensor:
+    def make(
+        self, model: nn.Module, advance: Advance, x: Tensor, state: ModelState, state_indices: Tensor | None
+    ) -> Tensor:
         """Runs the step, and records it."""
         self._take(x, state_indices)
         varying = [self._x, *(one for layer in state.layers for one in layer)]
         varying += [] if self._indices is None else [self._indices]
-        result, recording = record(lambda: backbone.step(self._x, state.layers, state_indices=self._indices), varying)
+        result, recording = record(lambda: advance(self._x, state.layers, self._indices), varying)
         self._settings = _settings()
         if recording is not None:
-            self._sources = _Sources(backbone.modules(), recording.sources)
+            self._sources = _Sources(model.modules(), recording.sources)
             self._recording = recording if self._sources.can_be_watched() else None
-        return result
+        return result.clone()
 
-    def run(self, backbone: Backbone, x: Tensor, state: ModelState, state_indices: Tensor | None) -> Tensor:
+    def run(self, advance: Advance, x: Tensor, state: ModelState, state_indices: Tensor | None) -> Tensor:
         """Runs the step from its recording where there is one."""
         if self._recording is None:
-            return backbone.step(x, state.layers, state_indices=state_indices)
+            return advance(x, state.layers, state_indices)
         self._take(x, state_indices)
         if not x.is_inference():
             torch.autograd.graph.increment_version(list(state.tensors().values()))
-        return self._recording.run()
+        return self._recording.run().clone()
 
     def is_current(self) -> bool:
         """Whether a recording would still do what the step does."""

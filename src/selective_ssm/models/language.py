@@ -6,6 +6,7 @@ Legend: B batch, L length, S sequences in a pack, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from selective_ssm.errors import UserError
+from selective_ssm.layers import State
 from selective_ssm.layers.linear import Linear
 from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
@@ -162,16 +164,17 @@ class LanguageModel(nn.Module):
         if self.positions is not None:
             before = state.position if state_indices is None else state.position[state_indices.clamp_min(0)]
             x = x + self._embed_positions(self.positions, before)
+        x = self.backbone.stream(x)
         if torch.compiler.is_compiling():
-            x = self.backbone.step(x, state.layers, state_indices=state_indices)
+            logits = self._advance(x, state.layers, state_indices)
         else:
-            x = self._decoder.step(self.backbone, x, state, state_indices)
+            logits = self._decoder.step(self, self._advance, x, state, state_indices)
         if state_indices is None:
             state.position.add_(1)
         else:
             real = (state_indices >= 0).to(state.position.dtype)
             state.position.index_add_(0, state_indices.clamp_min(0), real)
-        return LanguageModelOutput(self._logits(x), state)
+        return LanguageModelOutput(logits, state)
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
         """The state before the first token of `batch` sequences; `max_length` is for mixers whose state grows."""
@@ -261,6 +264,9 @@ class LanguageModel(nn.Module):
         if (outside := checks.out_of_range(positions, table.num_embeddings)) is not None:
             raise UserError(f"the model has {table.num_embeddings} positions, got a text of {outside + 1} tokens")
         return table(positions)
+
+    def _advance(self, x: Tensor, states: Sequence[State], state_indices: Tensor | None) -> Tensor:
+        return self._logits(self.backbone.step(x, states, state_indices=state_indices))
 
     def _logits(self, x: Tensor) -> Tensor:
         logits = linear(x, self.embedding.weight) if self.head is None else self.head(x)
