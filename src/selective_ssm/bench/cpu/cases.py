@@ -34,12 +34,25 @@ class TaskCase(ModelCase):
     def name(self) -> str:
         """What ``--case`` calls it: PRESET-TASK-BxL, and the dtype if it is not fp32."""
         sizes = "" if self.task == "update" else f"-{self.batch}x{self.length}"
-        dtype = "" if self.dtype == torch.float32 else f"-{str(self.dtype).removeprefix('torch.')}"
-        return f"{self.preset}-{self.task}{sizes}{dtype}"
+        return f"{self.preset}-{self.task}{sizes}{_dtype_suffix(self.dtype)}"
 
 
-def _op(batch: int, length: int, channels: int, states: int) -> OpCase:
-    return OpCase(batch=batch, length=length, channels=channels, states=states)
+@dataclass(frozen=True, kw_only=True)
+class DtypeCase(OpCase):
+    """A call of an op whose dtype is one of several."""
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it: BxLxDxN, and the dtype if it is not fp32."""
+        return super().name + _dtype_suffix(self.dtype)
+
+
+def _dtype_suffix(dtype: torch.dtype) -> str:
+    return "" if dtype == torch.float32 else f"-{str(dtype).removeprefix('torch.')}"
+
+
+def _op(batch: int, length: int, channels: int, states: int) -> DtypeCase:
+    return DtypeCase(batch=batch, length=length, channels=channels, states=states)
 
 
 def _task(task: Task, batch: int, length: int, *, with_peers: bool = False) -> TaskCase:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selective_ssm.bench import cases
 from selective_ssm.bench.cases import OpCase, Setup
-from selective_ssm.bench.clock import medians
+from selective_ssm.bench.clock import quickest
 from selective_ssm.bench.contenders import Contender, passes
 from selective_ssm.bench.cpu import peers
 from selective_ssm.bench.cpu.floors import Exponentials
@@ -31,7 +31,7 @@ _PASSES = ("forward", "backward")
 def scan(case: OpCase, setup: Setup) -> Iterator[Row]:
     """The scan forward, beside its floor, and backward, beside its forward; on one thread, and on all there are.
 
-    "memory" is what the kernels' two passes allocate beyond output and gradients, with one thread, as a share of one
+    "memory" is what the kernels' two passes allocate beyond output and gradients, on all threads, as a share of one
     (B, L, D) tensor of fp32.
     """
     inputs = leaves(cases.scan_inputs(case, setup.device))
@@ -48,8 +48,8 @@ def scan(case: OpCase, setup: Setup) -> Iterator[Row]:
     for threads in dict.fromkeys((1, torch.get_num_threads())):
         with _threads(threads):
             calls = _calls(contenders)
-            taken = medians(calls | (floor.calls() if threads == 1 else {}), setup.device, rounds=setup.rounds)
-        common: Row = {"case": _named(case), "threads": threads}
+            taken = quickest(calls | (floor.calls() if threads == 1 else {}), setup.device, rounds=setup.rounds)
+        common: Row = {"case": case.name, "threads": threads}
         least = floor.seconds(taken) if threads == 1 else None
         if least is not None:
             yield common | {"pass": "forward", "who": "floor", "ms": least * 1e3}
@@ -67,8 +67,8 @@ def conv(case: OpCase, setup: Setup) -> Iterator[Row]:
     for threads in dict.fromkeys((1, torch.get_num_threads())):
         with _threads(threads):
             calls = _calls(contenders) | {"floor": partial(target.copy_, source)}
-            taken = medians(calls, setup.device, rounds=setup.rounds)
-        common: Row = {"case": _named(case), "threads": threads}
+            taken = quickest(calls, setup.device, rounds=setup.rounds)
+        common: Row = {"case": case.name, "threads": threads}
         yield common | {"pass": "forward", "who": "floor", "ms": taken["floor"] * 1e3}
         yield from _rows(common, contenders, taken, taken["floor"], {})
 
@@ -80,13 +80,9 @@ def step(case: OpCase, setup: Setup) -> Iterator[Row]:
     calls: dict[str, Callable[[], object]] = {"floor": partial(state.mul_, 0.5)}
     for name in backends("selective_scan_step", case, setup.device):
         calls[name] = partial(selective_scan_step, state, **inputs, delta_softplus=True, backend=name)
-    taken = medians(calls, setup.device, rounds=20 * setup.rounds)
+    taken = quickest(calls, setup.device, rounds=20 * setup.rounds)
     for who in calls:
-        yield {"case": _named(case), "who": who, "µs": taken[who] * 1e6, "of floor": taken[who] / taken["floor"]}
-
-
-def _named(case: OpCase) -> str:
-    return case.name if case.dtype == torch.float32 else f"{case.name}-{str(case.dtype).removeprefix('torch.')}"
+        yield {"case": case.name, "who": who, "µs": taken[who] * 1e6, "of floor": taken[who] / taken["floor"]}
 
 
 def _calls(contenders: list[Contender]) -> dict[str, Callable[[], object]]:
