@@ -23,7 +23,7 @@ struct Linear {
 constexpr int MOST = 8;                                      // vectors
 constexpr int AT_ONCE = PART == 16 ? 8 : PART == 8 ? 2 : 1;  // vectors whose sums fit the registers
 constexpr int BLOCK = LANES;                                 // rows whose sums over lanes are taken together
-constexpr int AHEAD = 2048;                                  // bytes that are asked for before they are needed
+constexpr int AHEAD = 8192;                                  // bytes that are asked for before they are needed
 
 // The products of a row of the weight with COUNT vectors, added up in 16 lanes.
 template <int COUNT, class T>
