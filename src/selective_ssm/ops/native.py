@@ -207,6 +207,6 @@ def _checked(path: Path) -> ctypes.CDLL | str:
 
 
 _FORKS: list[int] = []
-"""Not empty in a forked child: OpenMP's threads have stayed with its parent, and a library loaded now cannot see that."""
+"""Not empty in a forked child: OpenMP's threads stayed with its parent, and a library loaded now cannot see that."""
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _FORKS.append(os.getpid()))
