@@ -9,7 +9,7 @@ CONSTRAINT := $(VENV)/torch.txt
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: .venv native check test test-slow test-cuda bench-cuda demo clean FORCE
+.PHONY: .venv native check test test-slow test-sanitizers test-cuda bench-cuda bench-cpu demo clean FORCE
 
 .venv: $(INSTALLED)
 
@@ -28,7 +28,7 @@ $(CONSTRAINT): FORCE
 native: $(INSTALLED)
 	@if for cxx in $$CXX c++ g++ clang++; do command -v $$cxx && break; done | grep -q .; then \
 	    $(BIN)/cmake -S . -B build/native --log-level=WARNING && \
-	    $(BIN)/cmake --build build/native && \
+	    $(BIN)/cmake --build build/native --parallel 2 && \
 	    $(BIN)/cmake --install build/native && \
 	    $(BIN)/python -c "from selective_ssm.ops import native; native.load()"; \
 	else \
@@ -46,6 +46,18 @@ test: native
 test-slow: native
 	$(BIN)/python -m pytest -m slow
 
+# The CPU library's tests on a build that ends at the first bad access or undefined behaviour. Leaks are Python's own; the
+# standard library must be there before torch throws.
+SANITIZERS := $(CURDIR)/build/sanitizers
+test-sanitizers: $(INSTALLED)
+	$(BIN)/cmake -S . -B $(SANITIZERS) -DSANITIZE=ON --log-level=WARNING
+	$(BIN)/cmake --build $(SANITIZERS) --parallel 2
+	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 \
+	    SELECTIVE_SSM_LIBRARY=$(SANITIZERS)/selective_ssm_native.so \
+	    $(BIN)/python -m pytest tests/ops/test_maths.py tests/ops/test_parallel.py tests/ops/test_*_cpu.py \
+	    tests/ops/test_add_rms_norm.py tests/ops/test_linear.py
+
 # Thousands of drawn cases on a GPU, and what is timed there; both run from the source tree without an installation too.
 test-cuda: $(INSTALLED)
 	$(BIN)/python -m pytest tests/ops
@@ -54,6 +66,12 @@ test-cuda: $(INSTALLED)
 bench-cuda: $(INSTALLED)
 	for subject in scan conv norm step host first-call blocks lengths model; do \
 	    $(BIN)/python -m selective_ssm bench $$subject --device cuda --peer mamba_ssm,sdpa || exit; \
+	done
+
+# On a machine that does nothing else; peers that are not installed are told as such (pip install transformers mambapy).
+bench-cpu: native
+	for subject in scan conv step model; do \
+	    $(BIN)/python -m selective_ssm bench $$subject --device cpu --peer transformers,mambapy || exit; \
 	done
 
 demo: $(INSTALLED)

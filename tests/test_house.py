@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sorted(path for folder in ("src", "tests", "examples") for path in (ROOT / folder).rglob("*.py"))
-KERNELS = sorted(path for ending in ("cpp", "cu", "h") for path in (ROOT / "src").rglob(f"*.{ending}"))
+KERNELS = sorted(path for ending in ("cpp", "hpp", "cu", "cuh") for path in (ROOT / "src").rglob(f"*.{ending}"))
 
 
 def lines(path: Path) -> int:

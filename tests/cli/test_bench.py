@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selective_ssm.bench import run
+from selective_ssm.bench import run, subjects
 from selective_ssm.bench.cases import ModelCase, OpCase
 from selective_ssm.cli import main
 from selective_ssm.files import read_json
@@ -23,6 +23,7 @@ def small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     language_model = ModelCase(preset="tiny", batch=1, length=8, new_tokens=2)
     for subject, case in (("scan", sequence), ("conv", sequence), ("step", token), ("model", language_model)):
         monkeypatch.setitem(run.SUBJECTS, subject, ((case,), run.SUBJECTS[subject][1]))
+    monkeypatch.setattr(subjects, "ON_CPU", run.SUBJECTS)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_figures_go_to_the_screen_and_to_a_file(
     ("words", "sentence"),
     [
         (["host"], "'host' is timed on a GPU only, and the device is 'cpu': give --device cuda"),
-        (["scan", "--peer", "sdpa,mamba"], "peer must be one of 'mamba_ssm', 'sdpa', got 'mamba'"),
+        (["scan", "--peer", "sdpa,mamba"], "peer must be one of 'transformers', 'mambapy', got 'sdpa'"),
         (["scan", "--plan", "lanes=3"], "--plan has 'lanes=3'; expected for lanes one of 2, 4, 8"),
         (["scan", "--plan", "pieces"], "--plan has 'pieces'; expected for pieces a positive number"),
         (["scan", "--plot", "true"], "only 'lengths' can be drawn, not 'scan'"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from selective_ssm.errors import MissingPackage
-from selective_ssm.ops import add_rms_norm, nvrtc
-from selective_ssm.ops.add_rms_norm import cuda, reference
+from selective_ssm.ops import add_rms_norm, native, nvrtc
+from selective_ssm.ops.add_rms_norm import cpu, cuda, reference
+from selective_ssm.ops.add_rms_norm.op import Backend
 from tests.ops import emulator
 from tests.ops.launches import emulate
 from tests.tolerance import assert_close_to_float64
@@ -103,13 +107,20 @@ KERNEL_CASES = [(LOW, SINGLE, LOW, 264), (SINGLE, SINGLE, SINGLE, 4100), (LOW, L
 
 
 def hold_against_float64(
-    x_dtype: torch.dtype, stream: torch.dtype, weight_dtype: torch.dtype, width: int, device: str = "cpu"
+    x_dtype: torch.dtype,
+    stream: torch.dtype,
+    weight_dtype: torch.dtype,
+    width: int,
+    device: str = "cpu",
+    *,
+    backend: Backend = cuda,
+    rows: int = 7,
 ) -> list[Tensor]:
     """Everything that the kernels compute, after it was held against the reference in float64."""
-    x, residual, weight = (one.detach().to(device) for one in inputs(x_dtype, stream, weight_dtype, 7, width))
-    d_y, d_total = torch.randn(7, width).to(device, weight_dtype), torch.randn(7, width).to(device, stream)
+    x, residual, weight = (one.detach().to(device) for one in inputs(x_dtype, stream, weight_dtype, rows, width))
+    d_y, d_total = torch.randn(rows, width).to(device, weight_dtype), torch.randn(rows, width).to(device, stream)
 
-    def both(backend: object, *tensors: Tensor) -> list[Tensor]:
+    def both(backend: Backend, *tensors: Tensor) -> list[Tensor]:
         x, residual, weight, d_y, d_total = tensors
         y, total = backend.forward(x, residual, weight, EPS, weight.dtype)
         found = [y, total]
@@ -119,11 +130,11 @@ def hold_against_float64(
         return found
 
     tensors = (x, residual, weight, d_y, d_total)
-    found, wanted = both(cuda, *tensors), both(reference, *tensors)
+    found, wanted = both(backend, *tensors), both(reference, *tensors)
     exact = both(reference, *(one.double() for one in tensors))
     for index, (actual, expected, truth) in enumerate(zip(found, wanted, exact, strict=True)):
         assert actual.dtype == expected.dtype
-        assert_close_to_float64(actual, expected, truth, summed=7 if index in (4, 7) else 0, name=str(index))
+        assert_close_to_float64(actual, expected, truth, summed=rows if index in (4, 7) else 0, name=str(index))
     return found
 
 
@@ -146,6 +157,49 @@ def test_the_kernel(case: tuple[object, ...]) -> None:
     y, total = reference.forward(x, residual, weight, EPS, weight.dtype)
     gradients = [cuda.backward(y, total, total, weight, EPS, x.dtype) for _ in range(20)]
     assert all(torch.equal(a[2], gradients[0][2]) and torch.equal(a[0], gradients[0][0]) for a in gradients)
+
+
+needs_library = pytest.mark.skipif(native.explain() is not None, reason=str(native.explain()))
+
+
+@needs_library
+@pytest.mark.usefixtures("vectors")
+@pytest.mark.parametrize("rows", [1, 33, 1000])
+@pytest.mark.parametrize(
+    "case", [*itertools.product((LOW, SINGLE), (LOW, SINGLE), (LOW, SINGLE), (40,)), (torch.float16, SINGLE, SINGLE, 7)]
+)
+def test_the_cpu_kernel(case: tuple[Any, ...], rows: int) -> None:
+    hold_against_float64(*case, backend=cpu, rows=rows)
+
+
+@needs_library
+def test_threads_change_no_bit_and_what_is_no_number_stays_in_its_row() -> None:
+    x, residual, weight = (one.detach() for one in inputs(SINGLE, SINGLE, SINGLE, 300, 768))
+    x[7, 3], residual[8, 700] = torch.nan, torch.inf
+    found: list[list[Tensor]] = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            y, total = cpu.forward(x, residual, weight, EPS, SINGLE)
+            d_residual, d_x, d_weight = cpu.backward(x, residual, total, weight, EPS, SINGLE)
+            assert d_x is None
+            found.append([y, total, d_residual, d_weight])
+    finally:
+        torch.set_num_threads(1)
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    y, total = found[0][:2]
+    assert y.isnan().any(1).nonzero().flatten().tolist() == [7, 8]
+    assert total[8, 700] == torch.inf
+
+
+@needs_library
+def test_the_cpu_kernel_serves_the_operator() -> None:
+    leaves = inputs(LOW, SINGLE, LOW, 3, 5, 20)
+    given = [add_rms_norm(*leaves, EPS, backend=name) for name in ("cpu", None)]
+    assert all(a.equal(b) for a, b in zip(*given, strict=True))
+    torch.library.opcheck(OPS.add_rms_norm, (*leaves, EPS, LOW, "cpu"))
 
 
 def test_the_source_compiles() -> None:

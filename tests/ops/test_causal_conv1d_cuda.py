@@ -65,8 +65,10 @@ def leaf(x: torch.Tensor, device: str) -> torch.Tensor:
     return moved.copy_(x.detach()).requires_grad_()
 
 
-def assert_case(tensors: dict[str, torch.Tensor], options: dict[str, Any], device: str) -> list[torch.Tensor]:
-    ours = results(causal_conv1d, tensors, options, device, return_final_state=True, backend="cuda")
+def assert_case(
+    tensors: dict[str, torch.Tensor], options: dict[str, Any], device: str, backend: str = "cuda"
+) -> list[torch.Tensor]:
+    ours = results(causal_conv1d, tensors, options, device, return_final_state=True, backend=backend)
     plain = results(causal_conv1d, tensors, options, "cpu", return_final_state=True, backend="reference")
     exact = results(oracle.conv, {name: oracle.cast(x, torch.float64) for name, x in tensors.items()}, options, "cpu")
     for name, x, reference, truth in zip(["out", "final state", *tensors], ours, plain, exact, strict=True):
@@ -186,7 +188,7 @@ def step_case(dtype: torch.dtype, width: int) -> tuple[torch.Tensor, dict[str, A
     return state, {"x": x, "weight": weight, "bias": bias, "activation": "silu"}
 
 
-def assert_steps(dtype: torch.dtype, width: int, slots: list[int] | None, device: str) -> None:
+def assert_steps(dtype: torch.dtype, width: int, slots: list[int] | None, device: str, backend: str = "cuda") -> None:
     state, given = step_case(dtype, width)
     indices = None if slots is None else torch.tensor(slots, dtype=torch.int32 if width > 2 else torch.int64)
     state = state[: len(given["x"])] if slots is None else state
@@ -201,7 +203,7 @@ def assert_steps(dtype: torch.dtype, width: int, slots: list[int] | None, device
         return out.cpu(), moved.cpu()
 
     plain, exact = stepped("reference", "cpu"), stepped("reference", "cpu", torch.float64)
-    for x, reference, truth in zip(stepped("cuda", device), plain, exact, strict=True):
+    for x, reference, truth in zip(stepped(backend, device), plain, exact, strict=True):
         assert x.dtype == reference.dtype
         assert_close_to_float64(x, reference, truth)
 

@@ -10,7 +10,12 @@ import torch
 from selective_ssm.ops import dispatch
 from selective_ssm.ops.dispatch import Case, choose, explain
 
-CASE = Case(op="selective_scan", device="cpu", dtype=torch.float32, complex_state=False)
+CASE = Case(op="causal_conv1d", device="cpu", dtype=torch.float32, complex_state=False)
+
+
+@pytest.fixture(autouse=True)
+def without_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.native, "explain", lambda: "it was not built")
 
 
 @pytest.fixture
@@ -28,6 +33,7 @@ def test_the_fastest_that_can_run_is_chosen() -> None:
     assert explain(CASE) == {
         "fussy": "it takes bfloat16 only",
         "cuda": "it takes tensors on a CUDA device",
+        "cpu": "it was not built",
         "reference": None,
     }
 
@@ -45,16 +51,37 @@ def test_why_there_is_no_cuda(changes: dict[str, Any], reason: str, monkeypatch:
     monkeypatch.setattr(dispatch.nvrtc, "explain", lambda: "this machine has none")
     case = CASE._replace(device="cuda")._replace(**changes)
     assert choose(case, environment={}) == "reference"
-    with pytest.raises(ValueError, match=f"'cuda' cannot run selective_scan here: {reason}"):
+    with pytest.raises(ValueError, match=f"'cuda' cannot run causal_conv1d here: {reason}"):
         choose(case, "cuda", {})
     monkeypatch.setattr(dispatch.nvrtc, "explain", lambda: None)
     assert choose(case, environment={}) == ("reference" if changes else "cuda")
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({}, "it was not built"),
+        ({"dtype": torch.float64}, "it takes float32 and bfloat16, not float64"),
+        ({"dtype": torch.float16}, "it takes float32 and bfloat16, not float16"),
+        ({"complex_state": True}, "it takes no complex state"),
+        ({"device": "cuda"}, "it takes tensors on a CPU"),
+        ({"op": "attention"}, "it has no kernel for attention"),
+    ],
+)
+def test_why_there_is_no_cpu_kernel(changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.nvrtc, "explain", lambda: "this machine has none")
+    case = CASE._replace(**changes)
+    assert choose(case, environment={}) == "reference"
+    with pytest.raises(ValueError, match=f"'cpu' cannot run {case.op} here: {reason}"):
+        choose(case, "cpu", {})
+    monkeypatch.setattr(dispatch.native, "explain", lambda: None)
+    assert choose(case, environment={}) == ("reference" if changes else "cpu")
+
+
 @pytest.mark.usefixtures("with_a_fussy_backend")
 @pytest.mark.parametrize(("backend", "environment"), [("fussy", {}), (None, {"SELECTIVE_SSM_BACKEND": "fussy"})])
 def test_one_asked_for_is_never_replaced(backend: str | None, environment: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match="'fussy' cannot run selective_scan here: it takes bfloat16 only"):
+    with pytest.raises(ValueError, match="'fussy' cannot run causal_conv1d here: it takes bfloat16 only"):
         choose(CASE, backend, environment)
 
 

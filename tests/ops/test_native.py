@@ -3,27 +3,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from selective_ssm.ops import native
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C++ compiler")
-
-
-@pytest.fixture
-def library_is(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path | None], None]]:
-    """Put another file, or none, in the place of the CPU library."""
-
-    def replace(path: Path | None) -> None:
-        monkeypatch.setattr(native, "_libraries", lambda: [path] if path else [])
-        native._loaded.cache_clear()
-
-    yield replace
-    native._loaded.cache_clear()
 
 
 @needs_compiler
@@ -32,7 +21,41 @@ def test_the_library_loads_once_and_names_what_it_was_compiled_for() -> None:
     assert native.load() is native.load()
     vectors, threads = native.build().split(", ")
     assert vectors in ("SSE2", "AVX2", "AVX-512", "NEON", "no vector instructions")
-    assert threads in ("OpenMP", "one thread")
+    assert threads in ("1 thread of OpenMP", "1 thread of its own")
+
+
+@needs_compiler
+def test_a_kernel_is_of_the_instruction_set_that_was_asked_for(vectors: str) -> None:
+    assert native.vectors() == vectors
+    assert native.function("apply").__name__ == f"selective_ssm_apply_{vectors}"
+    assert native.function("apply") is native.function("apply")
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        (
+            "avx51",
+            r"SELECTIVE_SSM_VECTORS is 'avx51', which does not exist \(did you mean 'avx512'\?\); expected one of ",
+        ),
+        ("avx512", "SELECTIVE_SSM_VECTORS is 'avx512', but of its instruction sets this machine has 'baseline'$"),
+    ],
+)
+def test_an_instruction_set_that_is_not_there_is_refused(
+    wanted: str, sentence: str, forget: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "available", lambda: ["baseline"])
+    monkeypatch.setenv("SELECTIVE_SSM_VECTORS", wanted)
+    forget()
+    with pytest.raises(ValueError, match=sentence):
+        native.vectors()
+
+
+def test_few_numbers_are_worth_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    assert native.threads(5120 * 16) == 1, "one token of the largest preset"
+    assert native.threads(1 << 20) == 7
 
 
 def test_an_absent_library_is_told(library_is: Callable[[Path | None], None]) -> None:

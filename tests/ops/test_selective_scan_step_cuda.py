@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ CASES = {
 }
 
 
-def assert_case(case: StepCase, device: str) -> None:
+def assert_case(case: StepCase, device: str, module: ModuleType = step_cuda) -> None:
     state, inputs, options, indices = case.arguments()
 
     def stepped(backend: object, place: str, wide: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
@@ -93,7 +94,7 @@ def assert_case(case: StepCase, device: str) -> None:
         return out.cpu(), moved.cpu()
 
     plain, exact = stepped(reference, "cpu"), stepped(reference, "cpu", torch.float64)
-    for x, expected, truth in zip(stepped(step_cuda, device), plain, exact, strict=True):
+    for x, expected, truth in zip(stepped(module, device), plain, exact, strict=True):
         assert x.dtype == expected.dtype
         assert_close_to_float64(x, expected, truth)
 

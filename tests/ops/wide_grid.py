@@ -1,4 +1,6 @@
-"""Thousands of drawn cases on a GPU against float64: `python -m tests.ops.wide_grid --count 3000 --seconds 120`.
+"""Thousands of drawn cases against float64: `python -m tests.ops.wide_grid --count 3000 --seconds 120`.
+
+On a GPU, or with `--backend cpu` on a CPU.
 
 Every operator, through its public function. All that is read or written lies between guards, memory is NaN until it is
 written, and errors are measured against what tests/tolerance.py allows. What kernels are compiled for is drawn first,
@@ -22,12 +24,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from selective_ssm.ops import nvrtc
+from selective_ssm.ops import native, nvrtc
 from selective_ssm.ops.selective_scan import operands, plan
 from tests.ops.drawn import Kind, draw_kind, draw_trial
 from tests.ops.guards import Guards
@@ -106,7 +108,10 @@ class Grid:
     longest: int = 300_000
 
     def kind(self, operator: str, number: int) -> Kind:
-        return draw_kind(random.Random(f"{self.seed}/{operator}/{number}"), operator, number)
+        kind = draw_kind(random.Random(f"{self.seed}/{operator}/{number}"), operator, number)
+        if self.backend == "cpu" and kind.dtypes[0] == torch.float16:
+            return replace(kind, dtypes=(torch.bfloat16, *kind.dtypes[1:]))  # a sequence in fp16 is not served
+        return kind
 
     def all_kinds(self) -> list[Kind]:
         counts = [(operator, max(1, round(share * self.kinds))) for operator, share in OPERATORS]
@@ -212,18 +217,20 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", type=int, default=40, help="configurations that kernels are compiled for")
     parser.add_argument("--longest", type=int, default=300_000, help="tokens of a case at most")
+    parser.add_argument("--backend", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--only", type=int, help="runs this case alone and prints all its ratios")
     given = parser.parse_args()
-    if (reason := nvrtc.explain()) is not None:
+    if (reason := (native if given.backend == "cpu" else nvrtc).explain()) is not None:
         parser.error(f"no kernel can run here: {reason}")
-    grid = Grid(given.seed, given.kinds, longest=given.longest)
+    grid = Grid(given.seed, given.kinds, given.backend, given.backend, longest=given.longest)
     if given.only is not None:
         outcome = grid.outcome(given.only)
         print(outcome, *(f"{name:<16} {ratio:.3f}" for name, ratio in outcome.ratios.items()), sep="\n")
         return int(bool(outcome.above(2.0)))
-    start = time.monotonic()
-    grid.compile_kernels()
-    print(f"compiled for {len(grid.all_kinds())} configurations in {time.monotonic() - start:.1f} s", flush=True)
+    if given.backend == "cuda":
+        start = time.monotonic()
+        grid.compile_kernels()
+        print(f"compiled for {len(grid.all_kinds())} configurations in {time.monotonic() - start:.1f} s", flush=True)
     report = run(grid, given.count, given.seconds)
     print(report)
     return int(bool(report.failures))

@@ -7,7 +7,11 @@ from collections.abc import Mapping
 import torch
 
 from selective_ssm.bench import run
-from selective_ssm.bench.gpu import cases, host, lengths, models, operators
+from selective_ssm.bench.cpu import cases as cpu_cases
+from selective_ssm.bench.cpu import models as cpu_models
+from selective_ssm.bench.cpu import operators as cpu_operators
+from selective_ssm.bench.cpu import peers as cpu_peers
+from selective_ssm.bench.gpu import cases, host, lengths, models, operators, peers
 from selective_ssm.bench.run import Subject
 from selective_ssm.errors import UserError
 
@@ -22,7 +26,18 @@ ON_GPU: Mapping[str, Subject] = {
     "lengths": (cases.LENGTHS, lengths.lengths),
     "model": (cases.MODEL, models.model),
 }
-"""Each subject's cases on a GPU, and the function that runs one; `run.SUBJECTS` are those of other devices."""
+"""Each subject's cases on a GPU, and the function that runs one."""
+
+ON_CPU: Mapping[str, Subject] = {
+    "scan": (cpu_cases.SCAN, cpu_operators.scan),
+    "conv": (cpu_cases.CONV, cpu_operators.conv),
+    "step": (cpu_cases.STEP, cpu_operators.step),
+    "model": (cpu_cases.MODEL, cpu_models.model),
+}
+"""The same on a CPU; `run.SUBJECTS` are those of other devices."""
+
+PEERS: Mapping[str, tuple[str, ...]] = {"cuda": peers.PEERS, "cpu": cpu_peers.PEERS}
+"""What can be timed beside ours, by the device's type."""
 
 DRAWN = {"lengths": lengths.draw}
 """The subjects that have a plot."""
@@ -36,6 +51,7 @@ def subject(name: str, device: torch.device) -> Subject:
     """
     if device.type == "cuda":
         return ON_GPU[name]
-    if name not in run.SUBJECTS:
+    here = ON_CPU if device.type == "cpu" else run.SUBJECTS
+    if name not in here:
         raise UserError(f"'{name}' is timed on a GPU only, and the device is '{device}': give --device cuda")
-    return run.SUBJECTS[name]
+    return here[name]

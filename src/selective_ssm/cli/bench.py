@@ -1,4 +1,4 @@
-"""``selective-ssm bench``: time operators, blocks and whole models, on a GPU beside floors and peers."""
+"""``selective-ssm bench``: time operators, blocks and whole models, beside floors and peers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from jsonargparse.typing import PositiveInt
 
 from selective_ssm.bench.cases import Setup
 from selective_ssm.bench.gpu.device import state
-from selective_ssm.bench.gpu.peers import PEERS
 from selective_ssm.bench.report import RESULTS, device_name, table, write_report
-from selective_ssm.bench.subjects import DRAWN, subject
+from selective_ssm.bench.subjects import DRAWN, PEERS, subject
 from selective_ssm.cli.device import add_device
 from selective_ssm.errors import UserError, choice
 from selective_ssm.models.device import usable_device
@@ -34,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--rounds", type=PositiveInt, default=5, help="how often each case is timed; the median is told"
     )
-    parser.add_argument("--peer", type=str, help=f"what to time beside ours, on a GPU: {','.join(PEERS)}")
+    parser.add_argument("--peer", type=str, help=f"what to time beside ours: {_peers()}")
     parser.add_argument(
         "--plan", type=str, help="how scans are laid out on a GPU instead of as chosen: lanes=4,pieces=2"
     )
@@ -52,7 +51,7 @@ def run(options: Namespace) -> None:
         choice("case", name, known)
     peers = tuple(options.peer.split(",")) if options.peer else ()
     for name in peers:
-        choice("peer", name, PEERS)
+        choice("peer", name, PEERS.get(device.type, ()))
     if options.plot and options.subject not in DRAWN:
         raise UserError(f"only {', '.join(map(repr, DRAWN))} can be drawn, not '{options.subject}'")
     setup = Setup(device=device, rounds=options.rounds, peers=peers)
@@ -68,6 +67,11 @@ def run(options: Namespace) -> None:
     if options.plot:
         DRAWN[options.subject](rows, path.with_suffix(".svg"))
         print(f"drawn in {path.with_suffix('.svg')}")
+
+
+def _peers() -> str:
+    """Each device's, for the help."""
+    return "; ".join(f"{','.join(names)} on {device}" for device, names in PEERS.items())
 
 
 def _plan(words: str | None) -> dict[str, int]:

@@ -10,10 +10,11 @@ from typing import ClassVar, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from selective_ssm.layers.checks import require_positive
 from selective_ssm.layers.conv import CausalConv1d
+from selective_ssm.layers.linear import Linear
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State, reset_linear
 from selective_ssm.layers.norm import RMSNorm
 from selective_ssm.layers.s6 import S6Config
@@ -68,11 +69,11 @@ class Mamba(Mixer):
     def __init__(self, config: MambaConfig, d_model: int) -> None:
         super().__init__()
         width = config.expand * d_model
-        self.in_proj = nn.Linear(d_model, 2 * width, bias=config.bias)
+        self.in_proj = Linear(d_model, 2 * width, bias=config.bias)
         self.conv1d = CausalConv1d(width, config.d_conv, bias=config.conv_bias)
         self.ssm = build_ssm(config.ssm, width, d_model)
         self.norm = RMSNorm(width, eps=1e-5) if config.ssm_norm else None
-        self.out_proj = nn.Linear(width, d_model, bias=config.bias)
+        self.out_proj = Linear(width, d_model, bias=config.bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -8,10 +8,11 @@ from typing import ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from selective_ssm.errors import choice
 from selective_ssm.layers.checks import require_positive
+from selective_ssm.layers.linear import Linear
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State, reset_linear
 
 
@@ -58,8 +59,8 @@ class MLP(Mixer):
         super().__init__()
         self.config = config
         hidden = math.ceil(config.expansion * d_model / config.multiple_of) * config.multiple_of
-        self.in_proj = nn.Linear(d_model, 2 * hidden if config.gated else hidden, bias=config.bias)
-        self.out_proj = nn.Linear(hidden, d_model, bias=config.bias)
+        self.in_proj = Linear(d_model, 2 * hidden if config.gated else hidden, bias=config.bias)
+        self.out_proj = Linear(hidden, d_model, bias=config.bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from selective_ssm.errors import UserError, choice
 from selective_ssm.layers.checks import require_positive
 from selective_ssm.layers.diagonal import DiagonalConfig, diagonal, pairs_as_complex, zero_delta
+from selective_ssm.layers.linear import Linear
 from selective_ssm.layers.mixer import State, in_float32, reset_linear
 from selective_ssm.layers.ssm import InnerSSM
 from selective_ssm.ops import selective_scan, selective_scan_step
@@ -93,8 +94,8 @@ class S6(InnerSSM):
         self._sizes = (rank * config.selective_delta, n * config.selective_B, n * config.selective_C)
         self.A_log = nn.Parameter(torch.empty(width, config.states))
         self.A_imag = nn.Parameter(torch.empty(width, config.states)) if config.is_complex else None
-        self.x_proj = nn.Linear(width, sum(self._sizes), bias=False) if any(self._sizes) else None
-        self.dt_proj = nn.Linear(rank, width, bias=False) if config.selective_delta else None
+        self.x_proj = Linear(width, sum(self._sizes), bias=False) if any(self._sizes) else None
+        self.dt_proj = Linear(rank, width, bias=False) if config.selective_delta else None
         self.dt_bias = nn.Parameter(torch.empty(width))
         self.B = None if config.selective_B else nn.Parameter(torch.empty(width, n))
         self.C = None if config.selective_C else nn.Parameter(torch.empty(width, n))

@@ -75,6 +75,10 @@ class Backbone(nn.Module):
         for layer in self.layers:
             layer.mixer.out_proj.weight /= math.sqrt(len(self.layers))
 
+    def stream(self, x: Tensor) -> Tensor:
+        """What x is in the residual stream's dtype."""
+        return in_float32(x) if self.residual_in_fp32 else x
+
     def forward(
         self,
         x: Tensor,
@@ -84,7 +88,7 @@ class Backbone(nn.Module):
         return_state: bool = False,
     ) -> tuple[Tensor, list[State]]:
         """Pass x (B, L, D) through every branch, each going on from its state; the end states too where asked for."""
-        x = in_float32(x) if self.residual_in_fp32 else x
+        x = self.stream(x)
         branch = None
         ends: list[State] = []
         for index, layer in enumerate(self.layers):
@@ -97,8 +101,8 @@ class Backbone(nn.Module):
 
     def step(self, x: Tensor, states: Sequence[State], *, state_indices: Tensor | None = None) -> Tensor:
         """Pass one token a row, x (B, D), through every branch; the states are updated in place."""
-        x = in_float32(x) if self.residual_in_fp32 else x
-        branch = None
+        x = self.stream(x)
+        branch = torch.zeros_like(x)  # so that the first norm is the same operator as all the others
         for layer, state in zip(self.layers, states, strict=True):
             x, branch, after = layer.step(x, branch, state, state_indices=state_indices)
             for old, new in zip(state, after, strict=True):

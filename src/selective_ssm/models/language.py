@@ -6,20 +6,23 @@ Legend: B batch, L length, S sequences in a pack, V vocabulary.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selective_ssm.errors import UserError
+from selective_ssm.layers import State
+from selective_ssm.layers.linear import Linear
 from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
 from selective_ssm.models.config import LanguageModelConfig
+from selective_ssm.models.decoding import Decoder
 from selective_ssm.models.device import usable_device
 from selective_ssm.models.state import ModelState
-from selective_ssm.ops import checks
+from selective_ssm.ops import checks, linear
 
 
 class LanguageModelOutput(NamedTuple):
@@ -55,7 +58,8 @@ class LanguageModel(nn.Module):
         self.embedding = nn.Embedding(rows, width)
         self.positions = None if config.max_positions is None else nn.Embedding(config.max_positions, width)
         self.backbone = Backbone(config)
-        self.head = None if config.tie_embeddings else nn.Linear(width, rows, bias=False)
+        self._decoder = Decoder()
+        self.head = None if config.tie_embeddings else Linear(width, rows, bias=False)
         self._reset_embeddings()
 
     def reset_parameters(self) -> None:
@@ -160,13 +164,17 @@ class LanguageModel(nn.Module):
         if self.positions is not None:
             before = state.position if state_indices is None else state.position[state_indices.clamp_min(0)]
             x = x + self._embed_positions(self.positions, before)
-        x = self.backbone.step(x, state.layers, state_indices=state_indices)
+        x = self.backbone.stream(x)
+        if torch.compiler.is_compiling():
+            logits = self._advance(x, state.layers, state_indices)
+        else:
+            logits = self._decoder.step(self, self._advance, x, state, state_indices)
         if state_indices is None:
             state.position.add_(1)
         else:
             real = (state_indices >= 0).to(state.position.dtype)
             state.position.index_add_(0, state_indices.clamp_min(0), real)
-        return LanguageModelOutput(self._logits(x), state)
+        return LanguageModelOutput(logits, state)
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
         """The state before the first token of `batch` sequences; `max_length` is for mixers whose state grows."""
@@ -257,8 +265,11 @@ class LanguageModel(nn.Module):
             raise UserError(f"the model has {table.num_embeddings} positions, got a text of {outside + 1} tokens")
         return table(positions)
 
+    def _advance(self, x: Tensor, states: Sequence[State], state_indices: Tensor | None) -> Tensor:
+        return self._logits(self.backbone.step(x, states, state_indices=state_indices))
+
     def _logits(self, x: Tensor) -> Tensor:
-        logits = F.linear(x, self.embedding.weight) if self.head is None else self.head(x)
+        logits = linear(x, self.embedding.weight) if self.head is None else self.head(x)
         return logits[..., : self.config.vocab_size]
 
     def _check(self, ids: Tensor, state: ModelState | None, cu_seqlens: Tensor | None) -> None:

@@ -1,9 +1,10 @@
-"""Functions on tensors: the selective scan, the causal convolution, their one-token steps; an add and a norm in one."""
+"""Functions on tensors: the selective scan, the causal convolution, their steps; an add and a norm in one; linear."""
 
 import torch
 
 from selective_ssm.ops.add_rms_norm import add_rms_norm
 from selective_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
+from selective_ssm.ops.linear import linear
 from selective_ssm.ops.selective_scan import selective_scan, selective_scan_fn, selective_scan_step
 
 EXPENSIVE = (torch.ops.selective_ssm.selective_scan.default,)
@@ -14,6 +15,7 @@ __all__ = [
     "add_rms_norm",
     "causal_conv1d",
     "causal_conv1d_step",
+    "linear",
     "selective_scan",
     "selective_scan_fn",
     "selective_scan_step",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 LOW_AND_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
+_FEW = 64  # numbers that Python looks at in less time than torch is called
 INDEX_DTYPES = (torch.int32, torch.int64)
 
 
@@ -131,7 +132,8 @@ def out_of_range(indices: Tensor, size: int) -> int | None:
     """One of the indices that is not in 0 ... size - 1; None where all are, or where their values cannot be read."""
     if not _values_can_be_read(indices):
         return None
-    return next((one for one in (int(indices.min()), int(indices.max())) if not 0 <= one < size), None)
+    some = indices.flatten().tolist() if indices.numel() <= _FEW else (int(indices.min()), int(indices.max()))
+    return next((one for one in some if not 0 <= one < size), None)
 
 
 def _values_can_be_read(x: Tensor) -> bool:

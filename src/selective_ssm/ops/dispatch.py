@@ -1,7 +1,7 @@
 """The one place that asks "what can run here?".
 
 >>> import torch
->>> case = Case(op="selective_scan", device="cpu", dtype=torch.float32, complex_state=False)
+>>> case = Case(op="selective_scan", device="cpu", dtype=torch.float64, complex_state=False)
 >>> choose(case)
 'reference'
 >>> explain(case)["reference"] is None
@@ -17,7 +17,10 @@ from typing import NamedTuple
 import torch
 
 from selective_ssm.errors import UserError, nearest
-from selective_ssm.ops import nvrtc
+from selective_ssm.ops import native, nvrtc
+
+CPU_KERNELS = frozenset({"add_rms_norm", "causal_conv1d", "linear", "selective_scan"})
+"""The operators that the backend "cpu" has."""
 
 
 class Case(NamedTuple):
@@ -39,12 +42,25 @@ def _cuda(case: Case) -> str | None:
     return nvrtc.explain()
 
 
+def _cpu(case: Case) -> str | None:
+    if case.op.removesuffix("_step") not in CPU_KERNELS:
+        return f"it has no kernel for {case.op}"
+    if case.device != "cpu":
+        return "it takes tensors on a CPU"
+    if case.complex_state:
+        return "it takes no complex state"
+    if case.dtype not in native.NUMBERS:
+        names = " and ".join(str(dtype).removeprefix("torch.") for dtype in native.NUMBERS)
+        return f"it takes {names}, not {str(case.dtype).removeprefix('torch.')}"
+    return native.explain()
+
+
 def _reference(case: Case) -> str | None:
     return None
 
 
 # Fastest first. Each says why it cannot run a case, or None where it can.
-BACKENDS: Mapping[str, Callable[[Case], str | None]] = {"cuda": _cuda, "reference": _reference}
+BACKENDS: Mapping[str, Callable[[Case], str | None]] = {"cuda": _cuda, "cpu": _cpu, "reference": _reference}
 
 
 def explain(case: Case) -> dict[str, str | None]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("selective_ssm", "DEF")
+_IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
 
 
@@ -18,7 +19,14 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
     _LIBRARY.define(schema, tags=_TAGS)
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"selective_ssm::{name}", fake, lib=_LIBRARY)
-    return getattr(torch.ops.selective_ssm, name).default
+    operator = getattr(torch.ops.selective_ssm, name).default
+    _IMPLEMENTATIONS[operator] = implementation
+    return operator
+
+
+def implementation_of(operator: Any) -> Callable[..., Any] | None:
+    """What runs where an operator of ours is called, with nothing of torch in between; None for others' operators."""
+    return _IMPLEMENTATIONS.get(operator)
 
 
 def differentiate(

@@ -24,6 +24,18 @@ def boundaries(length: int, cu_seqlens: Tensor | None, device: torch.device) -> 
     return cu_seqlens.long().clamp(0, length).cummax(0).values
 
 
+def covering(cu_seqlens: Tensor, length: int) -> Tensor:
+    """The `boundaries` of a pack, contiguous and with every token of the row in a sequence, whatever values there are.
+
+    Example:
+        >>> covering(torch.tensor([1, 9, 2, 5]), 6)
+        tensor([0, 6, 6, 6])
+    """
+    offsets = boundaries(length, cu_seqlens, cu_seqlens.device).contiguous()
+    offsets[0], offsets[-1] = 0, length
+    return offsets
+
+
 @dataclass(frozen=True)
 class Order:
     """In which order the sequences between `offsets` are visited: each from its first token, or from its last."""

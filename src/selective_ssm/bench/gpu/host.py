@@ -14,11 +14,10 @@ import torch
 
 from selective_ssm.bench import cases
 from selective_ssm.bench.cases import OpCase, Setup
+from selective_ssm.bench.contenders import Contender, passes
 from selective_ssm.bench.gpu import peers
 from selective_ssm.bench.gpu.cases import CallCase
 from selective_ssm.bench.gpu.clock import host_seconds
-from selective_ssm.bench.gpu.operators import passes
-from selective_ssm.bench.gpu.peers import Contender
 from selective_ssm.bench.run import Row, leaves
 from selective_ssm.ops import add_rms_norm, causal_conv1d, causal_conv1d_step, selective_scan, selective_scan_step
 

@@ -10,11 +10,11 @@ import torch
 
 from selective_ssm.bench import cases
 from selective_ssm.bench.cases import OpCase, Setup
+from selective_ssm.bench.contenders import Contender, passes
 from selective_ssm.bench.gpu import peers
 from selective_ssm.bench.gpu.attention import attend, fastest, limited
 from selective_ssm.bench.gpu.cases import LengthCase
-from selective_ssm.bench.gpu.operators import passes, timed
-from selective_ssm.bench.gpu.peers import Contender
+from selective_ssm.bench.gpu.operators import timed
 from selective_ssm.bench.loop import scan_by_doubling
 from selective_ssm.bench.run import Row, leaves
 from selective_ssm.errors import require

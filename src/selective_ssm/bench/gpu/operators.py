@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 
 from selective_ssm.bench import cases
 from selective_ssm.bench.cases import OpCase, Setup
+from selective_ssm.bench.contenders import Call, Contender, kept_bytes, passes
 from selective_ssm.bench.gpu import peers
-from selective_ssm.bench.gpu.clock import Call, host_seconds, time_of
+from selective_ssm.bench.gpu.clock import host_seconds, time_of
 from selective_ssm.bench.gpu.device import copy_bandwidth, exponentials_a_second
-from selective_ssm.bench.gpu.peers import Contender
 from selective_ssm.bench.run import Row, backends, leaves
 from selective_ssm.ops import add_rms_norm, causal_conv1d, selective_scan, selective_scan_step
 
@@ -102,49 +99,6 @@ def timed(call: Call | None, setup: Setup, note: str = "") -> Row:
         return {"note": note}
     time = time_of(call, setup)
     return {"gpu µs": time.gpu * 1e6, "wall µs": time.wall * 1e6}
-
-
-def passes(one: Contender, *names: str) -> Iterator[tuple[str, Call | None]]:
-    """The passes of those names ("forward", "backward", "forward+backward"); nameless for what cannot be called."""
-    if one.call is None:
-        yield "", None
-        return
-    for name in names:
-        if name == "forward":
-            yield name, torch.no_grad()(one.call)
-        else:
-            with torch.set_grad_enabled(name == "backward"):
-                results = _as_tuple(one.call())
-            slopes = tuple(torch.ones_like(result) for result in results)
-            if name == "backward":
-                yield name, partial(torch.autograd.grad, results, one.leaves, slopes, retain_graph=True)
-            else:
-                yield name, partial(_both, one, slopes)
-
-
-def kept_bytes(one: Contender) -> int:
-    """Bytes kept from the forward pass for the backward one, the arguments and the output left out."""
-    assert one.call is not None
-    kept: dict[int, int] = {}
-
-    def keep(x: Tensor) -> Tensor:
-        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with saved_tensors_hooks(keep, lambda x: x):
-        out = one.call()
-    for own in (*one.leaves, out):
-        kept.pop(own.untyped_storage().data_ptr(), None)
-    return sum(kept.values())
-
-
-def _both(one: Contender, slopes: tuple[Tensor, ...]) -> Any:
-    assert one.call is not None
-    return torch.autograd.grad(_as_tuple(one.call()), one.leaves, slopes)
-
-
-def _as_tuple(results: Any) -> tuple[Tensor, ...]:
-    return results if isinstance(results, tuple) else (results,)
 
 
 def _shares(case: OpCase, contenders: list[Contender], moved: dict[str, int], setup: Setup) -> Iterator[Row]:

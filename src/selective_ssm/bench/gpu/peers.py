@@ -5,36 +5,25 @@ Legend: B batch, L length, D channels, N state.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from selective_ssm.bench.cases import OpCase
+from selective_ssm.bench.contenders import Contender, absent, imported
 from selective_ssm.bench.run import leaves
 from selective_ssm.models import LanguageModelConfig
 
 PEERS = ("mamba_ssm", "sdpa")
 
 
-class Contender(NamedTuple):
-    """One of those that are timed."""
-
-    who: str
-    call: Callable[[], Any] | None
-    """None where it cannot take part, for the reason in `note`."""
-    leaves: list[Tensor]
-    note: str = ""
-
-
 def mamba_scan(inputs: Mapping[str, Tensor], case: OpCase) -> Contender:
     """`selective_scan_fn`, on tensors laid out as it wants them: (B, D, L) and (B, N, L)."""
     if case.sequences or case.reverse or case.discretization != "euler":
         return absent("mamba_ssm", "has none")
-    module = _imported("mamba_ssm.ops.selective_scan_interface")
+    module = imported("mamba_ssm.ops.selective_scan_interface")
     if module is None:
         return absent("mamba_ssm")
     laid_out = leaves({name: _length_last(tensor) for name, tensor in inputs.items()})
@@ -45,7 +34,7 @@ def mamba_scan(inputs: Mapping[str, Tensor], case: OpCase) -> Contender:
 
 def mamba_conv(inputs: Mapping[str, Tensor]) -> Contender:
     """`causal_conv1d_fn`, on a channels-last (B, D, L)."""
-    module = _imported("causal_conv1d")
+    module = imported("causal_conv1d")
     if module is None:
         return absent("causal_conv1d")
     own = leaves({name: tensor.detach() for name, tensor in inputs.items()})
@@ -58,7 +47,7 @@ def mamba_conv(inputs: Mapping[str, Tensor]) -> Contender:
 
 def mamba_step(state: Tensor, inputs: Mapping[str, Tensor]) -> Contender:
     """`selective_state_update`."""
-    module = _imported("mamba_ssm.ops.triton.selective_state_update")
+    module = imported("mamba_ssm.ops.triton.selective_state_update")
     if module is None:
         return absent("mamba_ssm")
     names = {"u": "x", "delta": "dt", "delta_bias": "dt_bias"}
@@ -68,23 +57,11 @@ def mamba_step(state: Tensor, inputs: Mapping[str, Tensor]) -> Contender:
 
 def mamba_model(config: LanguageModelConfig, device: torch.device, dtype: torch.dtype) -> nn.Module | None:
     """Their language model of the same size; None where it is not installed."""
-    module, configs = (_imported(f"mamba_ssm.models.{name}") for name in ("mixer_seq_simple", "config_mamba"))
+    module, configs = (imported(f"mamba_ssm.models.{name}") for name in ("mixer_seq_simple", "config_mamba"))
     if module is None or configs is None:
         return None
     theirs = configs.MambaConfig(d_model=config.d_model, n_layer=config.n_layer, vocab_size=config.vocab_size)
     return module.MambaLMHeadModel(theirs, device=device, dtype=dtype)
-
-
-def absent(who: str, note: str = "not installed") -> Contender:
-    """One that cannot take part."""
-    return Contender(who, None, [], note)
-
-
-def _imported(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        return None
 
 
 def _length_last(x: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import checks
-from selective_ssm.ops.add_rms_norm import cuda, reference
+from selective_ssm.ops.add_rms_norm import cpu, cuda, reference
 from selective_ssm.ops.dispatch import Case, choose
 from selective_ssm.ops.registration import call, define, differentiate
 
@@ -44,7 +44,7 @@ class Backend(Protocol):
         ...
 
 
-_BACKENDS: dict[str, Backend] = {"cuda": cuda, "reference": reference}
+_BACKENDS: dict[str, Backend] = {"cuda": cuda, "cpu": cpu, "reference": reference}
 
 
 def add_rms_norm(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from selective_ssm.ops import checks
-from selective_ssm.ops.causal_conv1d import cuda, reference
+from selective_ssm.ops.causal_conv1d import cpu, cuda, reference
 from selective_ssm.ops.causal_conv1d.arguments import check_conv, check_step
 from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.operator import Operator
@@ -33,7 +33,7 @@ _CONV = Operator(
     _zero_state,
     _is_complex,
     check_step,
-    {"cuda": cuda, "reference": reference},
+    {"cuda": cuda, "cpu": cpu, "reference": reference},
 )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from selective_ssm.ops import checks
 from selective_ssm.ops.operator import Operator
-from selective_ssm.ops.selective_scan import cuda, reference
+from selective_ssm.ops.selective_scan import cpu, cuda, reference
 from selective_ssm.ops.selective_scan.arguments import check_scan, check_step
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options, StepInputs
 
@@ -43,7 +43,7 @@ _SCAN = Operator(
     _zero_state,
     _is_complex,
     check_step,
-    {"cuda": cuda, "reference": reference},
+    {"cuda": cuda, "cpu": cpu, "reference": reference},
 )
 
 
