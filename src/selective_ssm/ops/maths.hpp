@@ -129,6 +129,8 @@ INLINE Part hold_slope(Part x, Part exp_x, Part held) {
 INLINE Floats exp2(Floats t) EACH(Floats, exp2(t.at[i]))
 INLINE Floats exp(Floats x) EACH(Floats, exp(x.at[i]))
 INLINE Floats sigmoid(Floats x) EACH(Floats, sigmoid(x.at[i]))
+// x sigmoid(x).
+INLINE Floats silu(Floats x) { return x * sigmoid(x); }
 INLINE Floats softplus(Floats x) EACH(Floats, softplus(x.at[i]))
 INLINE Floats hold(Floats x, Floats exp_x) EACH(Floats, hold(x.at[i], exp_x.at[i]))
 INLINE Floats hold_slope(Floats x, Floats exp_x, Floats held) EACH(Floats, hold_slope(x.at[i], exp_x.at[i], held.at[i]))

@@ -1,5 +1,5 @@
-// Work dealt out over threads. How it is cut into tasks must depend on sizes only, never on the number of threads: then
-// that number changes no bit.
+// Work dealt out over threads. What a task sums, and in which order tasks' sums are added, must depend on sizes only: then the
+// number of threads changes no bit.
 #pragma once
 
 #include <cstdint>

@@ -15,14 +15,14 @@ INLINE void prefetch_row(const Block& block, const T* row) {
 template <int WIDTH, class T>
 INLINE void forward_token(const Conv& p, const Block block, int64 i, const T* x, T* out, int64 token, int64 ahead) {
     const int64 width = p.width;
-    const bool silu = p.silu;
+    const bool with_silu = p.silu;
     const float* entries = block.entries + i * block.stride;
     prefetch_row(block, x + ahead * p.x_token);
     prefetch_row(block, out + ahead * p.channels);
     out += token * p.channels;
     for (int64 c = 0; c < block.channels; c += LANES) {
         Floats sum = convolve<WIDTH>(width, block, entries, c);
-        if (silu) sum = sum * sigmoid(sum);
+        if (with_silu) sum = silu(sum);
         store(out + c, sum, block.count(c));
     }
 }
@@ -87,10 +87,10 @@ void forward(const Conv& p) {
 template <int WIDTH, class T>
 INLINE void differentiate(const Conv& p, const Block block, const float* entries, const T* d_out, float* d_row) {
     const int64 width = p.width;
-    const bool silu = p.silu;
+    const bool with_silu = p.silu;
     for (int64 c = 0; c < block.channels; c += LANES) {
         Floats d = load(d_out + c, block.count(c));
-        if (silu) {
+        if (with_silu) {
             const Floats sum = convolve<WIDTH>(width, block, entries, c);
             const Floats gate = sigmoid(sum);
             d = d * gate * fma(sum, splat(1) - gate, splat(1));

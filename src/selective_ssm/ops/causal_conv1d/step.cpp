@@ -56,7 +56,7 @@ void step_channels(const Step& p, int64 b, int64 first, int64 end) {
             sums[i - c] = advance<WIDTH>(p, state + i * p.state_channel, p.weight + i * p.width, x + i, bias);
         }
         const Floats sum = load(sums);
-        store(out + c, p.silu ? sum * sigmoid(sum) : sum, count);
+        store(out + c, p.silu ? silu(sum) : sum, count);
     }
 }
 

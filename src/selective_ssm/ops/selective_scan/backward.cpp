@@ -71,7 +71,7 @@ void prepare(const Backward call, const Work work, const Block block, const Segm
             Floats dy = load(call.d_out, call.d_out.at(segment.batch, token) + channel, lanes);
             if (scan.z.data != nullptr) {
                 const Floats z = load(scan.z, scan.z.at(segment.batch, token) + channel, lanes);
-                dy = dy * (z * sigmoid(z));
+                dy = dy * silu(z);
             }
             float* here = work.token(v, t);
             store(here + STEP * LANES, step);

@@ -97,7 +97,7 @@ void finish(const Forward call, const Tile tile, const Block block, int64 batch,
             }
             if (scan.z.data != nullptr) {
                 const Floats z = load(scan.z, scan.z.at(batch, token) + channel, lanes);
-                y = y * (z * sigmoid(z));
+                y = y * silu(z);
             }
             store(call.out, call.out.at(batch, token) + channel, y, lanes);
         }

@@ -71,7 +71,7 @@ void run(const Step& call, int64 row, int64 channel, float* state) {
     if (call.D != nullptr) y = fma(load(call.D + channel, lanes), u, y);
     if (call.z.data != nullptr) {
         const Floats z = load(call.z, row * call.z.batch + channel, lanes);
-        y = y * (z * sigmoid(z));
+        y = y * silu(z);
     }
     store(call.out, out, y, lanes);
 }
