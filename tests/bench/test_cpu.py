@@ -43,7 +43,7 @@ def test_a_scan_is_compared_with_its_floor_and_its_forward_pass(monkeypatch: pyt
         (who, name) for who in OURS for name in ("forward", "backward")
     ]
     forward, backward = ours[:2]
-    assert forward["of floor"] == forward["ms"] / floor["ms"]
+    assert forward["of floor"] == pytest.approx(forward["ms"] / floor["ms"])
     assert backward["of forward"] == pytest.approx(backward["ms"] / forward["ms"])
     assert ("memory" in backward) == ("cpu" in OURS)
     assert rows[-1] == {"case": SMALL.name, "threads": 1, "who": "mambapy", "note": "not installed"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C++ co
 
 
 @needs_compiler
+@pytest.mark.skipif("SELECTIVE_SSM_LIBRARY" in os.environ, reason="SELECTIVE_SSM_LIBRARY names another library")
 def test_the_library_loads_once_and_names_what_it_was_compiled_for() -> None:
     assert native.explain() is None, "run 'make native' first"
     assert native.load() is native.load()
