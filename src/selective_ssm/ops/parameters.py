@@ -6,6 +6,8 @@ import ctypes
 import struct
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 _LETTERS: dict[Any, str] = {ctypes.c_void_p: "P", ctypes.c_int64: "q", ctypes.c_int: "i", ctypes.c_float: "f"}
 
 
@@ -29,6 +31,11 @@ class Parameters(ctypes.Structure):
     def of(cls, *values: int | float) -> Any:
         """Every field, those of structures within one after the other; a third of the time that a call of it takes."""
         return cls.from_buffer_copy(cls._layout.pack(*values))
+
+
+def pointer(x: Tensor | None) -> int:
+    """A tensor's address, 0 for None."""
+    return 0 if x is None else x.data_ptr()
 
 
 def _letters(fields: list[tuple[str, Any]]) -> str:

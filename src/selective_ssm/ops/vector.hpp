@@ -37,6 +37,8 @@ struct bf16 {
 // As native.py numbers them.
 enum Number : int { FP32 = 0, BF16 = 1 };
 
+INLINE int64 least(int64 a, int64 b) { return a < b ? a : b; }
+
 constexpr int LANES = 16;  // numbers in a vector
 
 #if defined(__AVX512F__)
@@ -55,11 +57,6 @@ typedef uint16 PartHalves __attribute__((vector_size(2 * PART)));
 
 struct Floats {
     Part at[PARTS];
-};
-
-// All ones or all zeros in each lane.
-struct Mask {
-    PartInts at[PARTS];
 };
 
 // One function on each register of a vector; written out, so that a vector never lies in memory.
@@ -111,14 +108,11 @@ INLINE Part fma_once(Part a, Part b, Part c) {
 INLINE Floats operator+(Floats a, Floats b) EACH(Floats, a.at[i] + b.at[i])
 INLINE Floats operator-(Floats a, Floats b) EACH(Floats, a.at[i] - b.at[i])
 INLINE Floats operator*(Floats a, Floats b) EACH(Floats, a.at[i] * b.at[i])
-INLINE Floats operator/(Floats a, Floats b) EACH(Floats, a.at[i] / b.at[i])
 INLINE Floats operator-(Floats a) EACH(Floats, -a.at[i])
-INLINE Mask operator<(Floats a, Floats b) EACH(Mask, a.at[i] < b.at[i])
 
 // a b + c; rounded once where the machine can.
 INLINE Floats fma(Floats a, Floats b, Floats c) EACH(Floats, fma(a.at[i], b.at[i], c.at[i]))
 INLINE Floats fma_once(Floats a, Floats b, Floats c) EACH(Floats, fma_once(a.at[i], b.at[i], c.at[i]))
-INLINE Floats select(Mask mask, Floats yes, Floats no) EACH(Floats, mask.at[i] ? yes.at[i] : no.at[i])
 
 // The first numbers of a vector, and zeros.
 INLINE Floats first_lanes(Floats x, int count) {

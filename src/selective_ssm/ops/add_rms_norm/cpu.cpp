@@ -26,7 +26,6 @@ struct Norm {
     int x_number, residual_number, y_number, threads;
 };
 
-INLINE int64 least(int64 a, int64 b) { return a < b ? a : b; }
 
 // Calls f(column, how many of a vector's numbers there are) along a row.
 template <class F>

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from selective_ssm.ops import nvrtc
 from selective_ssm.ops.driver import current_stream
+from selective_ssm.ops.parameters import pointer
 
 SOURCE = Path(__file__).parent / "kernel.cu"
 MAX_THREADS = 512  # of a block; a longer row takes several turns
@@ -93,7 +94,7 @@ def backward(
     d_residual, d_weight = torch.empty_like(total), torch.empty_like(weight)
     d_x = None if dtype == total.dtype else torch.empty_like(total, dtype=dtype)
     partials = torch.empty(blocks, total.shape[-1], dtype=torch.float32, device=total.device)
-    pointers = (_pointer(one) for one in (d_y, d_total, total, weight, d_residual, d_x, partials))
+    pointers = (pointer(one) for one in (d_y, d_total, total, weight, d_residual, d_x, partials))
     parameters = BackwardParameters(*pointers, rows, eps)
     _launch(shape, "backward", blocks, shape.threads, shape.shared, parameters, total.get_device())
     summed = SumParameters(partials.data_ptr(), d_weight.data_ptr(), blocks)
@@ -131,7 +132,3 @@ def _kernel(shape: Shape, name: str, device: int, shared: int) -> nvrtc.Kernel:
 @functools.cache
 def _multiprocessors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()

@@ -15,7 +15,7 @@ from torch import Tensor
 from selective_ssm.ops import native
 from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.layouts import Layouts
-from selective_ssm.ops.parameters import Parameters
+from selective_ssm.ops.parameters import Parameters, pointer
 from selective_ssm.ops.sequences import covering
 
 RUN = 256
@@ -111,7 +111,7 @@ def step(
     slots = None if state_indices is None else state_indices.long().contiguous()
     threads = native.threads(x.numel() * weight.shape[1])
     parameters = _Step.of(
-        out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr(), _address(bias), _address(slots),
+        out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(bias), pointer(slots),
         x.stride(0), *state.stride(), batch, len(state), channels, weight.shape[1],
         native.NUMBERS[x.dtype], native.NUMBERS[state.dtype], threads, options.activation == "silu",
     )  # fmt: skip
@@ -138,7 +138,7 @@ def _launch(name: str, inputs: Inputs, options: Options, **others: Tensor | None
     }
     d_out = others.get("d_out")
     parameters = _Conv(
-        **{name: _address(tensor) for name, tensor in tensors.items()},
+        **{name: pointer(tensor) for name, tensor in tensors.items()},
         x_batch=x.stride(0),
         x_token=x.stride(1),
         d_out_batch=0 if d_out is None else d_out.stride(0),
@@ -172,7 +172,3 @@ def _count_sequences(inputs: Inputs) -> int:
 def _single(x: Tensor | None) -> Tensor | None:
     """In fp32, without gaps."""
     return None if x is None else x.float().contiguous()
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

@@ -18,7 +18,7 @@ from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.causal_conv1d.plan import THREADS, Plan, plan
 from selective_ssm.ops.driver import current_stream
 from selective_ssm.ops.layouts import Layouts, layouts_of
-from selective_ssm.ops.parameters import Parameters
+from selective_ssm.ops.parameters import Parameters, pointer
 
 _FOLDER = Path(__file__).parent
 SUM_THREADS = 256
@@ -154,7 +154,7 @@ class _Call(NamedTuple):
             misaligned |= row.first | row.batch | row.token
         chosen = plan(batch, length, channels, width, x.element_size(), misaligned % 16 == 0, backward)
         common = (
-            rows[0].first, weight.data_ptr(), _address(bias), _address(state), _address(offsets),
+            rows[0].first, weight.data_ptr(), pointer(bias), pointer(state), pointer(offsets),
             rows[0].batch, rows[0].token, *_strides(state), length,
             sequences, channels, chosen.lanes, chosen.run, chosen.columns, chosen.tiles,
             offsets is not None and offsets.dtype == torch.int64, options.reverse,
@@ -210,11 +210,11 @@ def backward(
     partials = torch.empty(groups * columns * part, dtype=torch.float32, device=x.device)
     parameters = _Backward.of(
         *call.common,
-        d_out_rows.first, _address(d_final), d_x_rows.first, _address(d_state), partials.data_ptr(),
+        d_out_rows.first, pointer(d_final), d_x_rows.first, pointer(d_state), partials.data_ptr(),
         d_out_rows.batch, d_out_rows.token, *_strides(d_final), d_x_rows.batch, d_x_rows.token,
     )  # fmt: skip
     call.launch("causal_conv1d_backward", groups * columns, parameters, device)
-    summed = _Sum.of(partials.data_ptr(), d_weight.data_ptr(), _address(d_bias), groups, columns, lanes, channels)
+    summed = _Sum.of(partials.data_ptr(), d_weight.data_ptr(), pointer(d_bias), groups, columns, lanes, channels)
     call.launch("causal_conv1d_sum", -(-columns * part // 32), summed, device, SUM_THREADS)
     return d_x, d_weight, d_bias, d_state
 
@@ -233,7 +233,7 @@ def step(
     kernel, blocks, device, sizes = _prepared(layouts, options.activation)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     addresses = (out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr())
-    parameters = _Step.of(*addresses, _address(bias), _address(state_indices), *sizes)
+    parameters = _Step.of(*addresses, pointer(bias), pointer(state_indices), *sizes)
     stream = current_stream(device)
     kernel((blocks, 1, 1), STEP_THREADS, parameters, stream)
     return out
@@ -252,10 +252,6 @@ def _contiguous(inputs: Inputs) -> Inputs:
 def _count_sequences(inputs: Inputs) -> int:
     """Of each row."""
     return 1 if inputs.cu_seqlens is None else inputs.cu_seqlens.shape[0] - 1
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 def _strides(states: Tensor | None) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import native
-from selective_ssm.ops.parameters import Parameters
+from selective_ssm.ops.parameters import Parameters, pointer
 
 MOST_VECTORS = 8
 """As in cpu.cpp."""
@@ -40,7 +40,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     bias = None if bias is None else bias.float().contiguous()
     threads = torch.get_num_threads() if weight.numel() >= LEAST_FOR_THREADS else 1
     parameters = _Linear.of(
-        out.data_ptr(), x.data_ptr(), weight.data_ptr(), _address(bias), _address(wide),
+        out.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(bias), pointer(wide),
         x.stride(0), weight.stride(0), vectors, inputs, outputs, _task_rows(weight, threads),
         native.NUMBERS[x.dtype], threads,
     )  # fmt: skip
@@ -53,7 +53,3 @@ def _task_rows(weight: Tensor, threads: int) -> int:
     outputs, inputs = weight.shape
     rows = min(outputs // (4 * threads), TASK_BYTES // (inputs * weight.itemsize))
     return max(1, rows // BLOCK) * BLOCK
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from selective_ssm.ops import native
-from selective_ssm.ops.parameters import Parameters
-from selective_ssm.ops.selective_scan.cpu_arguments import contiguous, fields, in_fp32_if_half, pointer
+from selective_ssm.ops.parameters import Parameters, pointer
+from selective_ssm.ops.selective_scan.cpu_arguments import contiguous, fields, in_fp32_if_half
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from selective_ssm.ops.selective_scan.operands import count_groups
 from selective_ssm.ops.selective_scan.step_cpu import step

@@ -26,11 +26,6 @@ def fields(rows: str = "", pointers: str = "", numbers: str = "") -> list[tuple[
     return [(name, kind) for names, kind in kinds for name in names.split()]
 
 
-def pointer(x: Tensor | None) -> int:
-    """An address, 0 for None."""
-    return 0 if x is None else x.data_ptr()
-
-
 def in_fp32_if_half(x: _MaybeTensor) -> _MaybeTensor:
     """Kernels know no fp16."""
     return x if x is None or x.dtype != torch.float16 else x.float()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selective_ssm.ops import nvrtc
 from selective_ssm.ops.driver import current_stream, most_shared
-from selective_ssm.ops.parameters import Parameters
+from selective_ssm.ops.parameters import Parameters, pointer
 from selective_ssm.ops.selective_scan.inputs import Inputs, Options
 from selective_ssm.ops.selective_scan.operands import count_groups
 from selective_ssm.ops.selective_scan.plan import CHUNK, STATES, THREADS, Plan, plan_backward, plan_forward, slots
@@ -173,10 +173,6 @@ def _sum_kernel(device: int) -> nvrtc.Kernel:
     return nvrtc.kernel(_FOLDER / "sum.cu", "sum_parts", (), device)
 
 
-def _pointer(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
-
-
 def _rows(x: Tensor | None) -> tuple[int, tuple[int, int, int], int]:
     """Where the rows of a (B, L, D), (B, L, N) or (B, L, G, N) tensor lie; those of a (D, N) one follow each other.
 
@@ -262,7 +258,7 @@ def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tenso
     piece_state = A.new_empty(call.sequences, pieces, *A.shape) if pieces > 1 else None
     piece_time = A.new_empty(call.sequences, pieces, channels) if pieces > 1 else None
     parameters = _Forward.of(
-        *call.pointers, *map(_pointer, (A, D, delta_bias, initial, offsets, out, final, kept, piece_state, piece_time)),
+        *call.pointers, *map(pointer, (A, D, delta_bias, initial, offsets, out, final, kept, piece_state, piece_time)),
         *call.strides, length * channels, channels, 0,
         length, channels, call.groups, call.sequences, pieces, saved_shape(inputs)[1],
         offsets is not None and offsets.dtype == torch.int64, options.reverse,
@@ -305,9 +301,9 @@ def backward(
     piece_grad = A.new_empty(call.sequences, pieces, *A.shape) if pieces > 1 else None
     piece_time = A.new_empty(call.sequences, pieces, channels) if pieces > 1 else None
     parameters = _Backward.of(
-        *call.pointers, *map(_pointer, (A, D, delta_bias, initial, offsets, saved, d_final)),
-        *map(_pointer, (d_u, d_delta, d_z, d_initial)),
-        *map(_pointer, (B_parts, C_parts, A_parts, D_parts, bias_parts, piece_grad, piece_time)),
+        *call.pointers, *map(pointer, (A, D, delta_bias, initial, offsets, saved, d_final)),
+        *map(pointer, (d_u, d_delta, d_z, d_initial)),
+        *map(pointer, (B_parts, C_parts, A_parts, D_parts, bias_parts, piece_grad, piece_time)),
         *call.strides, length * channels, channels, 0,
         length, channels, groups, batch, call.sequences, lots, pieces, saved.shape[1],
         offsets is not None and offsets.dtype == torch.int64, options.reverse,

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from selective_ssm.ops import native
 from selective_ssm.ops.layouts import Layout, Layouts, layouts_of
-from selective_ssm.ops.parameters import Parameters
-from selective_ssm.ops.selective_scan.cpu_arguments import contiguous, fields, in_fp32_if_half, pointer
+from selective_ssm.ops.parameters import Parameters, pointer
+from selective_ssm.ops.selective_scan.cpu_arguments import contiguous, fields, in_fp32_if_half
 from selective_ssm.ops.selective_scan.inputs import Options, StepInputs
 
 
