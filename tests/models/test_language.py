@@ -64,6 +64,16 @@ def test_forward_is_as_many_steps(config: LanguageModelConfig) -> None:
 
 
 @every_model
+def test_what_is_read_for_the_state_alone_is_the_state(config: LanguageModelConfig) -> None:
+    model, ids = build(config), some_ids(config, 1, 9)
+    cuts = torch.tensor([0, 4, 4, 9])
+    before = model.read(some_ids(config, 3, 5))
+    packed = model.read(ids, before, cu_seqlens=cuts)
+    assert_same_states(packed, model(ids, before, cu_seqlens=cuts, return_state=True).state)
+    assert_same_states(model.read(ids), model.prefill(ids).state)
+
+
+@every_model
 def test_chunks_and_prefill_are_one_pass(config: LanguageModelConfig) -> None:
     model, ids = build(config), some_ids(config, 2, 12)
     whole = model(ids, return_state=True)

@@ -85,6 +85,28 @@ def test_rows_that_name_no_slots_are_refused(rows: torch.Tensor | list[int], sen
         example().select(rows)
 
 
+def test_put_overwrites_the_named_slots_in_place() -> None:
+    state, other = example(), example()
+    before, first = state.clone(), state.layers[0][0]
+    state.put([2, 0], other.select([1, 1]))
+    assert state.layers[0][0] is first
+    assert state.position.tolist() == [6, 6, 6]
+    assert_equal(state.select([0]), other.select([1]))
+    assert_equal(state.select([2]), other.select([1]))
+    assert_equal(state.select([1]), before.select([1]))
+
+
+def test_a_state_that_does_not_fit_is_not_put() -> None:
+    state = example()
+    foreign = ModelState.from_layers([(torch.zeros(1, 3),)], torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(UserError, match="a state of 3 slots cannot be put into 1 rows"):
+        state.put([0], state.clone())
+    with pytest.raises(UserError, match="of another model"):
+        state.put([0], foreign)
+    with pytest.raises(UserError, match="below slots = 3, got 3"):
+        state.put([3], state.select([0]))
+
+
 def test_it_shows_itself_in_short() -> None:
     state = example()
     assert repr(state) == f"ModelState(slots=3, position=[5, 6, 7], nbytes={state.nbytes})"

@@ -136,6 +136,22 @@ class LanguageModel(nn.Module):
         logits, state = self(ids, state, cu_seqlens=cu_seqlens, return_state=True, logits_at=last)
         return LanguageModelOutput(logits[0].masked_fill((cu_seqlens.diff() == 0)[:, None], torch.nan), state)
 
+    def read(self, ids: Tensor, state: ModelState | None = None, *, cu_seqlens: Tensor | None = None) -> ModelState:
+        """Read whole sequences for the state alone: no logits are computed.
+
+        Args:
+            ids: as in `forward`.
+            state: as in `forward`.
+            cu_seqlens: as in `forward`.
+
+        Returns:
+            The state after the last token of each sequence.
+        """
+        nowhere = torch.empty(0, dtype=torch.int64, device=ids.device)
+        _, state = self(ids, state, cu_seqlens=cu_seqlens, return_state=True, logits_at=nowhere)
+        assert state is not None
+        return state
+
     @torch.no_grad()
     def step(self, ids: Tensor, state: ModelState, *, state_indices: Tensor | None = None) -> LanguageModelOutput:
         """Read one token a row, in time and memory that do not depend on what came before.

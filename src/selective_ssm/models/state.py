@@ -131,6 +131,24 @@ class ModelState:
             raise UserError(f"rows must be at least 0 and below slots = {self.slots}, got {outside}")
         return index
 
+    def put(self, rows: Tensor | Sequence[int], other: ModelState) -> None:
+        """Overwrite the given slots, in place: slot rows[i] becomes what slot i of the other state is.
+
+        Args:
+            rows: (n,) integer indices, from 0 to slots - 1, each at most once.
+            other: a state of n slots, of the same model and on the same device.
+
+        Raises:
+            UserError: rows are not that, or the other state has not n slots or is of another model.
+        """
+        index, theirs = self._index(rows), other.tensors()
+        if other.slots != index.shape[0]:
+            raise UserError(f"a state of {other.slots} slots cannot be put into {index.shape[0]} rows")
+        if other._places != self._places:
+            raise UserError("a state of another model cannot be put into this one")
+        for name, tensor in self.tensors().items():
+            tensor.index_copy_(0, index, theirs[name])
+
     def clone(self) -> ModelState:
         """A copy with memory of its own: what to take before a step that should not be the last word."""
         buffers = {dtype: buffer.clone() for dtype, buffer in self._buffers.items()}
