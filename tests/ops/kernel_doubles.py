@@ -86,6 +86,8 @@ class Driver:
         self.current_context = 1
         self.CUstreamCaptureMode = SimpleNamespace(CU_STREAM_CAPTURE_MODE_RELAXED=2)
         self.CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
+        self.CUlaunchConfig = self.CUlaunchAttribute = self.CUlaunchAttributeValue = SimpleNamespace
+        self.CUlaunchAttributeID = SimpleNamespace(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION=6)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         values = {

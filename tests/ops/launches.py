@@ -18,7 +18,7 @@ from tests.ops import emulator
 def emulate(monkeypatch: pytest.MonkeyPatch, *modules: ModuleType, order: str | int = "forward") -> None:
     """From here on the operators run these backend modules on CPU tensors; new tensors are full of NaN."""
 
-    def kernel(source: Path, name: str, defines: nvrtc.Defines, device: int, shared: int = 0) -> Any:
+    def kernel(source: Path, name: str, defines: nvrtc.Defines, device: int, shared: int = 0, **_: bool) -> Any:
         def launch(grid: tuple[int, int, int], threads: int, parameters: ctypes.Structure, stream: int) -> None:
             emulator.run(source, name, dict(defines), grid, threads, shared, parameters, order=order)
 

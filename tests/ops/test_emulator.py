@@ -81,22 +81,23 @@ def test_blocks_sum_over_shuffles_and_shared_memory(run: Run, order: str | int) 
     assert y[1] == x[128:256].sum() + x[512:640].sum() + x[896:].sum()
 
 
-def test_a_warp_multiplies_matrices(run: Run) -> None:
-    a, b = whole_numbers(16, 16, dtype=torch.bfloat16), whole_numbers(16, 8, dtype=torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_warp_multiplies_matrices(run: Run, dtype: torch.dtype) -> None:
+    a, b = whole_numbers(16, 16, dtype=dtype), whole_numbers(16, 8, dtype=dtype)
     product = """
     const int g = lane / 4, t = lane % 4;
     uint32 a[4], b[2];
     float d[4];
     for (int k = 0; k < 4; k++) {
-        const bf16* at = p.x + 16 * (g + 8 * (k % 2)) + 2 * t + 8 * (k / 2);
+        const NUMBER* at = p.x + 16 * (g + 8 * (k % 2)) + 2 * t + 8 * (k / 2);
         a[k] = at[0].bits | uint32(at[1].bits) << 16;
         d[k] = 1.0f;
     }
     for (int k = 0; k < 2; k++) {
-        const bf16* at = p.x + 256 + 8 * (2 * t + 8 * k) + g;
+        const NUMBER* at = p.x + 256 + 8 * (2 * t + 8 * k) + g;
         b[k] = at[0].bits | uint32(at[8].bits) << 16;
     }
-    multiply_add(d, a, b[0], b[1]);
+    multiply_add<NUMBER>(d, a, b[0], b[1]);
     for (int k = 0; k < 4; k++) p.y[8 * (g + 8 * (k / 2)) + 2 * t + k % 2] = d[k];
     """
     y = run(product, torch.cat([a.flatten(), b.flatten()]), size=128, order="backward")

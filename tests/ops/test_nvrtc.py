@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import re
 import threading
@@ -13,6 +14,7 @@ import torch
 
 from selective_ssm.errors import MissingPackage
 from selective_ssm.ops import cubin_cache, nvrtc
+from selective_ssm.ops.driver import is_overlapping, overlapping
 from tests.ops.kernel_doubles import DEFINES, Driver, Parameters, compiled, double, fresh, needs_gpu, source
 
 __all__ = ["compiled", "double", "fresh", "source"]
@@ -73,6 +75,46 @@ def test_a_launch_hands_over_the_structure(source: Path, double: Driver) -> None
     kernel._launch = launch
     assert kernel((1, 2, 3), 64, Parameters(length=5), 77) is None
     assert seen == [5]
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(
+    ("waits", "capability", "early"),
+    [(True, (9, 0), True), (True, (12, 0), True), (True, (8, 9), False), (False, (9, 0), False)],
+)
+def test_only_kernels_that_wait_begin_early(
+    source: Path,
+    double: Driver,
+    waits: bool,
+    capability: tuple[int, int],
+    early: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    kernel = nvrtc.kernel(source, "add", DEFINES, 0, shared=1024, waits=waits)
+    double.calls.clear()
+    with overlapping(), overlapping():
+        kernel((1, 2, 3), 64, Parameters(), 77)
+    assert [name for name, _ in double.calls] == ["cuLaunchKernelEx" if early else "cuLaunchKernel"]
+    if early:
+        ((config, function, _, _),) = double.called("cuLaunchKernelEx")
+        (attribute,) = config.attrs
+        assert (attribute.id, attribute.value.programmaticStreamSerializationAllowed, config.numAttrs) == (6, 1, 1)
+        assert (config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX) == (1, 2, 3, 64)
+        assert (function, config.sharedMemBytes, config.hStream) == ("function", 1024, 77)
+    kernel((1, 2, 3), 64, Parameters(), 77)
+    assert double.calls[-1][0] == "cuLaunchKernel"
+
+
+def test_overlapping_is_for_one_thread_and_ends_with_the_block() -> None:
+    seen: list[bool] = []
+    with contextlib.suppress(KeyError), overlapping():
+        thread = threading.Thread(target=lambda: seen.append(is_overlapping()))
+        thread.start()
+        thread.join()
+        seen.append(is_overlapping())
+        raise KeyError
+    assert [*seen, is_overlapping()] == [False, True, False]
 
 
 @pytest.mark.usefixtures("compiled")

@@ -23,6 +23,7 @@ class Wanted(NamedTuple):
     shared: int
     grid: tuple[int, int, int]
     threads: int
+    waits: bool
 
 
 def wanted_by(
@@ -31,9 +32,11 @@ def wanted_by(
     """What `call` launches through the backends in `modules`, in order; its results mean nothing."""
     asked: list[Wanted] = []
 
-    def kernel(source: Path, name: str, defines: nvrtc.Defines, device: int, shared: int = 0) -> Any:
+    def kernel(
+        source: Path, name: str, defines: nvrtc.Defines, device: int, shared: int = 0, *, waits: bool = False
+    ) -> Any:
         def launch(grid: tuple[int, int, int], threads: int, parameters: ctypes.Structure, stream: int) -> None:
-            asked.append(Wanted(source, name, defines, shared, grid, threads))
+            asked.append(Wanted(source, name, defines, shared, grid, threads, waits))
 
         return launch
 

@@ -128,6 +128,24 @@ template <int pending> __device__ __forceinline__ void wait_copies() {
 }
 __device__ __forceinline__ void prefetch(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
+// A vector where it is wanted, elsewhere zeros: without a branch, so that several can be on their way at once.
+__device__ __forceinline__ Vector load_if(bool wanted, const void* global) {
+    Vector v = {};
+    asm volatile("{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %4, 0;\n@wanted ld.global.v4.u32 {%0, %1, %2, %3}, [%5];\n}"
+                 : "+r"(v.word[0]), "+r"(v.word[1]), "+r"(v.word[2]), "+r"(v.word[3])
+                 : "r"(uint32(wanted)), "l"(global));
+    return v;
+}
+// The same of what no kernel writes and nobody will read again soon.
+__device__ __forceinline__ Vector load_once_if(bool wanted, const void* global) {
+    Vector v = {};
+    asm volatile("{\n.reg .pred wanted;\nsetp.ne.u32 wanted, %4, 0;\n"
+                 "@wanted ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%5];\n}"
+                 : "+r"(v.word[0]), "+r"(v.word[1]), "+r"(v.word[2]), "+r"(v.word[3])
+                 : "r"(uint32(wanted)), "l"(global));
+    return v;
+}
+
 // An 8 x 8 matrix of 16-bit numbers, transposed, within a warp: lane i gives row i / 4, columns 2 (i % 4) and the next, and
 // receives as much of the transposed one.
 __device__ __forceinline__ uint32 transpose(uint32 pair) {
@@ -136,12 +154,39 @@ __device__ __forceinline__ uint32 transpose(uint32 pair) {
     return transposed;
 }
 
-// d += a b for (16, 16) a and (16, 8) b of bf16, as mma.m16n8k16 lays them out over a warp: with g = lane / 4 and
+// d += a b for (16, 16) a and (16, 8) b of 16 bits, as mma.m16n8k16 lays them out over a warp: with g = lane / 4 and
 // t = lane % 4, a[i] holds row g + 8 (i % 2), columns 2 t + 8 (i / 2) and the next; b[i] rows 2 t + 8 i and the next of
 // column g; d[i] row g + 8 (i / 2), column 2 t + i % 2.
-__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+template <class T>
+__device__ __forceinline__ void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1);
+template <>
+__device__ __forceinline__ void multiply_add<bf16>(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+__device__ __forceinline__ void multiply_add<fp16>(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// ---- kernels that overlap (`driver.overlapping`): in other launches, and before compute capability 9.0, nothing happens
+
+// Holds the thread until all that earlier kernels of the stream have written can be seen. Before it a kernel may read
+// what none of them writes, or send for it (`prefetch`), and writes nothing.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// The next kernel may begin once every block has said so or has ended; what it then reads it must wait for.
+__device__ __forceinline__ void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }

@@ -14,7 +14,7 @@ import importlib.metadata
 import importlib.util
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,15 @@ import torch
 
 from selective_ssm.errors import MissingPackage
 from selective_ssm.ops import cubin_cache
-from selective_ssm.ops.driver import bind_thread, bindings, checked, context, while_capturing
+from selective_ssm.ops.driver import (
+    bind_thread,
+    bindings,
+    checked,
+    context,
+    early_launch,
+    is_overlapping,
+    while_capturing,
+)
 
 Defines = tuple[tuple[str, str | int], ...]
 
@@ -33,6 +41,8 @@ OLDEST_CUDA_CORE = (0, 5)
 compiles where there is no driver."""
 OLDEST_CAPABILITY = (8, 0)
 """Ampere: bfloat16, and copies that bypass the registers."""
+FIRST_TO_OVERLAP = (9, 0)
+"""Hopper: a kernel may begin before the one before it has ended."""
 
 _OPS = Path(__file__).parent
 _OPTIONS = {"std": "c++17", "device_as_default_execution_space": True}
@@ -41,7 +51,7 @@ _MISPLACED = (201, 400)  # invalid context, invalid handle
 _Pointer = ctypes.c_void_p * 1
 
 _lock, _importing = threading.Lock(), threading.Lock()
-_kernels: dict[tuple[Path, str, Defines, int, int], Kernel] = {}
+_kernels: dict[tuple[Path, str, Defines, int, int, bool], Kernel] = {}
 
 
 @functools.cache
@@ -72,7 +82,7 @@ def compile(source: Path, defines: Mapping[str, str | int], arch: str) -> bytes:
     return _compiled(source, _text(source, set()), defines, arch)
 
 
-def kernel(source: Path, name: str, defines: Defines, device: int, shared: int = 0) -> Kernel:
+def kernel(source: Path, name: str, defines: Defines, device: int, shared: int = 0, *, waits: bool = False) -> Kernel:
     """A kernel ready for launch on a device; made once in a process, compiled once on a machine.
 
     The first call for given arguments reads files, loads a module and perhaps compiles. It synchronises nothing and may
@@ -84,12 +94,14 @@ def kernel(source: Path, name: str, defines: Defines, device: int, shared: int =
         defines: its configuration, as macros.
         device: the index of a CUDA device, as torch counts.
         shared: bytes of dynamic shared memory that each block gets.
+        waits: whether the kernel calls ``wait_for_previous`` before it reads what earlier kernels write, and before it
+            writes: it may then begin early (see `driver.overlapping`).
 
     Raises:
         MissingPackage: `cuda.core` is not installed.
         RuntimeError: the source does not compile, or the driver refuses the kernel.
     """
-    wanted = (source, name, defines, device, shared)
+    wanted = (source, name, defines, device, shared, waits)
     found = _kernels.get(wanted)
     if found is None:
         with _lock:
@@ -101,10 +113,11 @@ def kernel(source: Path, name: str, defines: Defines, device: int, shared: int =
 class Kernel:
     """A function on a device, with all that can be prepared before a launch; see `kernel`."""
 
-    __slots__ = ("_device", "_function", "_launch", "_name", "_shared")
+    __slots__ = ("_device", "_function", "_launch", "_name", "_overlaps", "_shared")
 
-    def __init__(self, cubin: bytes, name: str, device: int, shared: int) -> None:
+    def __init__(self, cubin: bytes, name: str, device: int, shared: int, waits: bool) -> None:
         cuda = bindings()
+        self._overlaps = waits and torch.cuda.get_device_capability(device) >= FIRST_TO_OVERLAP
         self._name, self._device, self._shared = name, device, shared
         # The launch of cuda.core takes no structures. That of the bindings costs 0.4 µs, one through ctypes 1.1 µs.
         self._launch = cuda.cuLaunchKernel
@@ -129,27 +142,32 @@ class Kernel:
         Raises:
             RuntimeError: the driver refuses the launch, or reports the failure of earlier work.
         """
-        pointer = _Pointer(ctypes.addressof(parameters))
-        x, y, z = grid
-        launch = (self._function, x, y, z, threads, 1, 1, self._shared, stream, ctypes.addressof(pointer), 0)
-        (result,) = self._launch(*launch)
+        structures = _Pointer(ctypes.addressof(parameters))
+        address = ctypes.addressof(structures)
+        if self._overlaps and is_overlapping():
+            launch = bindings().cuLaunchKernelEx
+            arguments = (early_launch(grid, threads, self._shared, stream), self._function, address, 0)
+        else:
+            launch, (x, y, z) = self._launch, grid
+            arguments = (self._function, x, y, z, threads, 1, 1, self._shared, stream, address, 0)
+        (result,) = launch(*arguments)
         if result:
-            self._refused(result, launch)
+            self._refused(result, functools.partial(launch, *arguments), grid, threads)
 
-    def _refused(self, result: Any, launch: tuple[Any, ...]) -> None:
+    def _refused(self, result: Any, launch: Callable[[], Any], grid: tuple[int, int, int], threads: int) -> None:
         """Launch again in the right context if that was missing, else tell why nothing was launched."""
         if int(result) in _MISPLACED:  # a new thread has no context, and another device may be the current one
             with contextlib.nullcontext() if bind_thread(self._device) else context(self._device):
-                (result,) = self._launch(*launch)
-        _, x, y, z, threads, _, _, shared, *_ = launch
+                (result,) = launch()
+        x, y, z = grid
         checked(
             (result,),
             f"kernel '{self._name}' was not launched on cuda:{self._device} (blocks {x} × {y} × {z}, "
-            f"{threads} threads and {shared} bytes of shared memory each)",
+            f"{threads} threads and {self._shared} bytes of shared memory each)",
         )
 
 
-def _made(source: Path, name: str, defines: Defines, device: int, shared: int) -> Kernel:
+def _made(source: Path, name: str, defines: Defines, device: int, shared: int, waits: bool) -> Kernel:
     if (absent := _absent()) is not None:
         raise MissingPackage(absent)
     arch, text = _arch(device), _text(source, set())
@@ -157,10 +175,10 @@ def _made(source: Path, name: str, defines: Defines, device: int, shared: int) -
     cubin = cubin_cache.read(entry)
     if cubin is not None:
         with contextlib.suppress(RuntimeError):  # what the driver refuses is compiled anew
-            return Kernel(cubin, name, device, shared)
+            return Kernel(cubin, name, device, shared, waits)
     cubin = _compiled(source, text, dict(defines), arch)
     cubin_cache.keep(entry, cubin)
-    return Kernel(cubin, name, device, shared)
+    return Kernel(cubin, name, device, shared, waits)
 
 
 # ---- compilation ----------------------------------------------------------------------------------------------------

@@ -213,6 +213,14 @@ template <int pending> __device__ __forceinline__ void wait_copies(int line = __
     emulator::wait(pending, line);
 }
 __device__ __forceinline__ void prefetch(const void*) {}
+__device__ __forceinline__ Vector load_if(bool wanted, const void* global, int line = __builtin_LINE()) {
+    emulator::check_aligned(global, "load_if", line);
+    return wanted ? *static_cast<const Vector*>(global) : Vector{};
+}
+__device__ __forceinline__ Vector load_once_if(bool wanted, const void* global, int line = __builtin_LINE()) {
+    emulator::check_aligned(global, "load_once_if", line);
+    return wanted ? *static_cast<const Vector*>(global) : Vector{};
+}
 
 __device__ __forceinline__ uint32 transpose(uint32 pair, int line = __builtin_LINE()) {
     const auto warp = emulator::exchange(pair, "transpose", line);
@@ -221,10 +229,11 @@ __device__ __forceinline__ uint32 transpose(uint32 pair, int line = __builtin_LI
     return at(column, row) | at(column + 1, row) << 16;
 }
 
+template <class T>
 __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32 (&a)[4], uint32 b0, uint32 b1,
                                              int line = __builtin_LINE()) {
     struct Operands {
-        bf16 a[4][2], b[2][2];
+        T a[4][2], b[2][2];
     } mine;
     __builtin_memcpy(mine.a, a, sizeof mine.a);
     __builtin_memcpy(mine.b[0], &b0, sizeof b0);
@@ -234,9 +243,13 @@ __device__ __forceinline__ void multiply_add(float (&d)[4], const uint32 (&a)[4]
     for (int i = 0; i < 4; i++) {
         const int column = 2 * t + i % 2;
         for (int k = 0; k < 16; k++) {
-            const bf16 x = warp[4 * g + k % 8 / 2].a[i / 2 + 2 * (k / 8)][k % 2];
-            const bf16 y = warp[4 * column + k % 8 / 2].b[k / 8][k % 2];
+            const T x = warp[4 * g + k % 8 / 2].a[i / 2 + 2 * (k / 8)][k % 2];
+            const T y = warp[4 * column + k % 8 / 2].b[k / 8][k % 2];
             d[i] += to_float(x) * to_float(y);
         }
     }
 }
+
+// Kernels run one after the other here.
+__device__ __forceinline__ void wait_for_previous() {}
+__device__ __forceinline__ void let_next_begin() {}

@@ -126,7 +126,7 @@ def _launch(
 
 @functools.cache
 def _kernel(shape: Shape, name: str, device: int, shared: int) -> nvrtc.Kernel:
-    return nvrtc.kernel(SOURCE, name, shape.defines, device, shared)
+    return nvrtc.kernel(SOURCE, name, shape.defines, device, shared, waits=name == "forward")
 
 
 @functools.cache

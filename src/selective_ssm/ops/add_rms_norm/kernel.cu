@@ -73,6 +73,12 @@ struct ForwardParameters {
 // One block a row.
 extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ ForwardParameters p) {
     const int64 start = int64(blockIdx.x) * WIDTH;
+#pragma unroll
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
+        if (column_of(chunk) < WIDTH) prefetch(p.weight + column_of(chunk));
+    }
+    let_next_begin();
+    wait_for_previous();
     float total[CHUNKS][8];
     float squares[1] = {0.0f};
 #pragma unroll

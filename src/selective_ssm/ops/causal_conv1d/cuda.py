@@ -112,7 +112,7 @@ def _prepared(layouts: Layouts, activation: str | None) -> tuple[nvrtc.Kernel, i
     (batch, channels), x_strides, dtype, device = x
     kind = _Kind(dtype, weight[2], bias[2] if bias else None, state[2], weight[0][1], activation)
     defines = (*kind.defines, ("THREADS", STEP_THREADS))
-    kernel = nvrtc.kernel(_FOLDER / "step.cu", "causal_conv1d_step", defines, device.index)
+    kernel = nvrtc.kernel(_FOLDER / "step.cu", "causal_conv1d_step", defines, device.index, waits=True)
     sizes = (
         x_strides[0], *state[1], *weight[1], bias[1][0] if bias else 0, slots[1][0] if slots else 0,
         channels, state[0][0], bool(slots and slots[2] == torch.int64),

@@ -31,6 +31,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) causal_conv1d_step(const _
     const int64 row = blockIdx.x / columns;
     const int channel = int(blockIdx.x) % columns * THREADS + int(threadIdx.x);
     if (channel >= p.channels) return;
+    const WEIGHT_TYPE* weight = p.weight + channel * p.weight_channel;
+    prefetch(weight);
+    if (p.bias != nullptr) prefetch(p.bias + channel * p.bias_channel);
+    let_next_begin();
+    wait_for_previous();
     X_TYPE* out = p.out + row * p.channels + channel;
     const int64 slot = slot_of(p, row);
     if (slot < 0) {
@@ -38,7 +43,6 @@ extern "C" __global__ void __launch_bounds__(THREADS) causal_conv1d_step(const _
         return;
     }
     STATE_TYPE* state = p.state + slot * p.state_slot + channel * p.state_channel;
-    const WEIGHT_TYPE* weight = p.weight + channel * p.weight_channel;
     float window[WIDTH];
 #pragma unroll
     for (int k = 0; k < HISTORY; k++) window[k] = to_float(state[k * p.state_entry]);

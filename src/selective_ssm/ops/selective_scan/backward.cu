@@ -130,7 +130,7 @@ struct Pairs {
 #pragma unroll
             for (int j = 0; i + j < PARTS; j++) {
                 const uint32 a[4] = {pair[0][i], pair[1][i], pair[2][i], pair[3][i]};
-                multiply_add(sums, a, mine ? map[0][j] : 0, mine ? map[1][j] : 0);
+                multiply_add<bf16>(sums, a, mine ? map[0][j] : 0, mine ? map[1][j] : 0);
             }
     }
 
@@ -144,8 +144,8 @@ struct Pairs {
 #pragma unroll
             for (int j = 0; i + j < PARTS; j++) {
                 const uint32 a[4] = {mine ? weight[0][j] : 0, 0, mine ? weight[1][j] : 0, 0};
-                multiply_add(sums[0], a, b[0], b[1]);
-                multiply_add(sums[1], a, b[2], b[3]);
+                multiply_add<bf16>(sums[0], a, b[0], b[1]);
+                multiply_add<bf16>(sums[1], a, b[2], b[3]);
             }
         }
     }

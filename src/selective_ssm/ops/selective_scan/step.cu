@@ -71,9 +71,14 @@ extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_step(const 
     const int64 first = int64(int(blockIdx.x) / columns) * p.rows;
     const int64 last = min(first + p.rows, int64(p.batch));
 
+    const float* rates = p.A + int64(channel) * N;
+    for (int n = lane * WIDTH; n < N; n += LANES * WIDTH) prefetch(rates + n);
+    if (p.D != nullptr) prefetch(p.D + channel);
+    if (p.delta_bias != nullptr) prefetch(p.delta_bias + channel);
+    let_next_begin();
+    wait_for_previous();
     const float skip = p.D == nullptr ? 0.0f : p.D[channel];
     const float bias = p.delta_bias == nullptr ? 0.0f : p.delta_bias[channel];
-    const float* rates = p.A + int64(channel) * N;
     float* states = p.state + channel * p.state_channel;
     const B_MAP* B_map = p.B + first * p.B_row + channel / p.B_share * p.B_group;
     const C_MAP* C_map = p.C + first * p.C_row + channel / p.C_share * p.C_group;

@@ -127,7 +127,7 @@ def _prepared(
         ("SOFTPLUS", int(softplus)),
         ("ZOH", int(discretization == "zoh")),
     )
-    kernel = nvrtc.kernel(_SOURCE, "selective_scan_step", defines, device.index)
+    kernel = nvrtc.kernel(_SOURCE, "selective_scan_step", defines, device.index, waits=True)
     return kernel, -(-channels * lanes // _THREADS) * -(-batch // rows), device.index, sizes
 
 
