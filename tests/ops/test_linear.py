@@ -158,7 +158,7 @@ def test_without_the_library_torch_serves(library_is: Callable[[Path | None], No
 def test_registered_as_torch_wants_it() -> None:
     x, weight, bias = drawn(2, 20, 30, torch.float32)
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(torch.ops.selective_ssm.linear.default, (x, weight, bias), test_utils=tests)
+    torch.library.opcheck(torch.ops.selective_ssm.linear.default, (x, weight, bias, "cpu"), test_utils=tests)
 
 
 def test_the_layer_is_torchs_to_all_who_ask() -> None:

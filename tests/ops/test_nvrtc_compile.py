@@ -14,17 +14,19 @@ from selective_ssm.ops import (
     add_rms_norm,
     causal_conv1d,
     causal_conv1d_step,
+    linear,
     nvrtc,
     selective_scan,
     selective_scan_step,
 )
 from selective_ssm.ops.add_rms_norm import cuda as add_rms_norm_cuda
 from selective_ssm.ops.causal_conv1d import cuda as causal_conv1d_cuda
+from selective_ssm.ops.linear import cuda as linear_cuda
 from selective_ssm.ops.selective_scan import cuda as selective_scan_cuda
 from selective_ssm.ops.selective_scan import step_cuda as selective_scan_step_cuda
 from tests.ops.cases import ScanCase
 from tests.ops.kernel_doubles import ADD, DEFINES, fresh, source
-from tests.ops.wanted import wanted_by
+from tests.ops.wanted import Wanted, wanted_by
 
 __all__ = ["fresh", "source"]
 
@@ -34,7 +36,7 @@ ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 FEW_ARCHS = ("sm_80", "sm_90")
 
 OPS = Path(nvrtc.__file__).parent
-BACKENDS = (add_rms_norm_cuda, causal_conv1d_cuda, selective_scan_cuda, selective_scan_step_cuda)
+BACKENDS = (add_rms_norm_cuda, causal_conv1d_cuda, linear_cuda, selective_scan_cuda, selective_scan_step_cuda)
 
 SOURCES = sorted(str(path.relative_to(OPS)) for path in OPS.rglob("*.cu"))
 
@@ -48,8 +50,8 @@ def test_the_header_compiles_for_every_architecture(source: Path, arch: str) -> 
 
 
 @functools.cache
-def configurations() -> dict[str, set[nvrtc.Defines]]:
-    """What each source is compiled for where every operator runs in bfloat16, forward, backward and for a token."""
+def launches() -> list[Wanted]:
+    """Of every operator in bfloat16, forward, backward and for a token."""
     tensors, options = ScanCase(channels=64, state=16, groups=1, dtype=torch.bfloat16).arguments()
     x, now, one = tensors["u"], {name: tensors[name][:, 0] for name in ("u", "delta", "B", "C", "z")}, torch.ones(64)
     weight, states = torch.ones(64, 4), {16: torch.zeros(2, 64, 16), 3: torch.zeros(2, 64, 3)}
@@ -60,11 +62,28 @@ def configurations() -> dict[str, set[nvrtc.Defines]]:
         add_rms_norm(x, x.float(), one, 1e-5, backend="cuda")[0].sum().backward()
         selective_scan_step(states[16], A=tensors["A"], **now, delta_softplus=True, backend="cuda")
         causal_conv1d_step(states[3], x[:, 0], weight, one, activation="silu", backend="cuda")
+        for rows in (torch.ones(1, 64), torch.ones(1, 64).half(), torch.ones(16, 64).bfloat16()):
+            linear(rows, rows[:1])
 
+    return wanted_by(call, *BACKENDS)
+
+
+def configurations() -> dict[str, set[nvrtc.Defines]]:
+    """What each source is compiled for."""
     found: dict[str, set[nvrtc.Defines]] = {}
-    for one_of in wanted_by(call, *BACKENDS):
-        found.setdefault(str(one_of.source.relative_to(OPS)), set()).add(one_of.defines)
+    for one in launches():
+        found.setdefault(str(one.source.relative_to(OPS)), set()).add(one.defines)
     return found
+
+
+def test_kernels_that_are_said_to_wait_do() -> None:
+    """And what they let begin waits in its turn: they say so before they wait themselves."""
+    for one in launches():
+        found = re.search(rf"__global__[^;{{]* {one.name}\(.*?\n}}\n", one.source.read_text(), re.DOTALL)
+        assert found
+        assert ("let_next_begin();\n    wait_for_previous();\n" in found[0]) == one.waits, one.name
+    waiting = {"forward", "linear", "causal_conv1d_step", "selective_scan_step"}
+    assert {one.name for one in launches() if one.waits} == waiting, "all that a token takes"
 
 
 @needs_nvrtc

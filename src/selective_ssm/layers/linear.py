@@ -8,7 +8,7 @@ from selective_ssm.ops import linear
 
 
 class Linear(nn.Linear):
-    """`torch.nn.Linear` in all but the time that up to 8 tokens take on a CPU.
+    """`torch.nn.Linear` in all but the time that few tokens take.
 
     Example:
         >>> layer = Linear(3, 2)

@@ -32,6 +32,11 @@ class _Linear(Parameters):
     ]
 
 
+def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether there are few vectors, and the bias has a dtype that can be widened."""
+    return x.numel() <= MOST_VECTORS * x.shape[-1] and (bias is None or bias.dtype in native.NUMBERS)
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Returns (M, N), of x (M, K) with M up to 8 and weight (N, K), in one dtype and with unit strides in K."""
     (vectors, inputs), outputs = x.shape, len(weight)

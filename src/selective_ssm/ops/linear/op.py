@@ -1,4 +1,4 @@
-"""A linear map: torch's own, or a kernel that reads the weight at memory's speed, for few vectors on a CPU.
+"""A linear map: torch's own, or a kernel that reads the weight at memory's speed, for few vectors.
 
     out = x weight^T + bias.
 
@@ -7,21 +7,41 @@ Legend: M vectors, K inputs, N outputs.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from selective_ssm.ops import native
 from selective_ssm.ops.dispatch import Case, choose
-from selective_ssm.ops.linear import cpu
+from selective_ssm.ops.linear import cpu, cuda
 from selective_ssm.ops.registration import call, define
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`, by a kernel where it can run: for up to 8 vectors on a CPU, and no gradient.
+class Backend(Protocol):
+    """What a module must offer to run the map; M vectors are few, and strides in K are 1."""
 
-    The kernel takes sums in fp32 and rounds once; a vector's result does not depend on those beside it.
+    def takes(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+        """Whether so many vectors, laid out in memory as these tensors are, are better served here than by torch."""
+        ...
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Returns (M, N), of x (M, K), weight (N, K) and bias (N,)."""
+        ...
+
+
+_BACKENDS: Mapping[str, Backend] = {"cpu": cpu, "cuda": cuda}
+_MOST_VECTORS = max(cpu.MOST_VECTORS, *cuda.MOST_VECTORS.values())
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `torch.nn.functional.linear`, by a kernel where it can run: for few vectors and no gradient.
+
+    On a CPU up to 8 vectors of fp32 or bf16; on a GPU up to 16 of bf16 or fp16, or 8 of fp32, where the weight's rows
+    are whole numbers of 16 bytes. The kernels take sums in fp32 and round once; a vector's result does not depend on
+    those beside it.
 
     Args:
         x: (..., K).
@@ -35,29 +55,30 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         >>> linear(torch.tensor([1.0, 2.0]), torch.tensor([[3.0, 4.0], [5.0, 6.0]]))
         tensor([11., 17.])
     """
-    if torch.compiler.is_compiling() or not _is_served(x, weight, bias):
+    backend = None if torch.compiler.is_compiling() else _backend(x, weight, bias)
+    if backend is None:
         return F.linear(x, weight, bias)
     rows = x if x.dim() == 2 and x.stride(1) == 1 else x.reshape(-1, x.shape[-1]).contiguous()
-    out = call(_LINEAR, False, rows, weight, bias)
+    out = call(_LINEAR, False, rows, weight, bias, backend)
     return out if x.dim() == 2 else out.view(*x.shape[:-1], len(weight))
 
 
-def _is_served(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return (
-        x.is_cpu
-        and weight.is_cpu
-        and 0 < x.numel() <= cpu.MOST_VECTORS * x.shape[-1]
-        and x.dtype == weight.dtype
-        and weight.dim() == 2
-        and weight.shape[1] == x.shape[-1]
-        and weight.stride(1) == 1
-        and (bias is None or (bias.is_cpu and bias.dtype in native.NUMBERS and bias.shape == weight.shape[:1]))
-        and not _is_differentiated(x, weight, bias)
-        and not torch.is_autocast_enabled("cpu")
-        and type(x) is Tensor
-        and type(weight) in (Tensor, torch.nn.Parameter)
-        and choose(Case("linear", "cpu", x.dtype, complex_state=False)) == "cpu"
-    )
+def _backend(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    """Whose kernel is asked: a backend's name, or None for torch's."""
+    if not 0 < x.numel() <= _MOST_VECTORS * x.shape[-1]:
+        return None
+    device = x.device.type
+    if (
+        device not in _BACKENDS
+        or type(x) is not Tensor
+        or type(weight) not in (Tensor, torch.nn.Parameter)
+        or weight.dim() != 2
+        or _is_differentiated(x, weight, bias)
+        or torch.is_autocast_enabled(device)
+    ):
+        return None
+    chosen = choose(Case("linear", device, x.dtype, complex_state=False))
+    return chosen if chosen in _BACKENDS else None
 
 
 def _is_differentiated(*tensors: Tensor | None) -> bool:
@@ -66,13 +87,22 @@ def _is_differentiated(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    served = x.dim() == 2 and x.stride(1) == 1 and _is_served(x, weight, bias)
-    return cpu.forward(x, weight, bias) if served else F.linear(x, weight, bias)
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    chosen, device = _BACKENDS[backend], x.device
+    is_served = (
+        x.dtype == weight.dtype
+        and weight.device == device
+        and x.dim() == 2
+        and x.shape[1:] == weight.shape[1:]
+        and x.stride(1) == weight.stride(1) == 1
+        and (bias is None or (bias.device == device and bias.shape == weight.shape[:1]))
+        and chosen.takes(x, weight, bias)
+    )
+    return chosen.forward(x, weight, bias) if is_served else F.linear(x, weight, bias)
 
 
-def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
     return x.new_empty(len(x), len(weight))
 
 
-_LINEAR = define("linear(Tensor x, Tensor weight, Tensor? bias) -> Tensor", _forward, _fake_forward)
+_LINEAR = define("linear(Tensor x, Tensor weight, Tensor? bias, str backend) -> Tensor", _forward, _fake_forward)
