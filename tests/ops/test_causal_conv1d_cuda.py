@@ -208,6 +208,14 @@ def assert_steps(dtype: torch.dtype, width: int, slots: list[int] | None, device
         assert_close_to_float64(x, reference, truth)
 
 
+def _noting_channels(kernel: Any, launched: list[int]) -> Any:
+    def noting(source: Any, name: str, defines: nvrtc.Defines, *rest: Any, **more: Any) -> Any:
+        launched.append(int(dict(defines)["CHANNELS"]))
+        return kernel(source, name, defines, *rest, **more)
+
+    return noting
+
+
 STEPS = [(torch.float32, 4, None), (torch.bfloat16, 4, [3, -1, 0, 5]), (torch.float16, 2, [3, -1, 0, 5]),
          (torch.float32, 1, None)]  # fmt: skip
 
@@ -223,6 +231,30 @@ def test_steps(dtype: torch.dtype, width: int, slots: list[int] | None) -> None:
 @pytest.mark.parametrize(("dtype", "width", "slots"), STEPS)
 def test_steps_on_a_gpu(dtype: torch.dtype, width: int, slots: list[int] | None) -> None:
     assert_steps(dtype, width, slots, "cuda")
+
+
+@needs_emulator
+@pytest.mark.usefixtures("emulated")
+@pytest.mark.parametrize("width", [1, 2, 4, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steps_of_many_channels_read_vectors(dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "LEAST_FOR_VECTORS", 0)
+    launched: list[int] = []
+    monkeypatch.setattr(nvrtc, "kernel", _noting_channels(nvrtc.kernel, launched))
+    state, x = torch.randn(6, 2, 24, width - 1).to(dtype)[:, 1], torch.randn(4, 48).to(dtype)[:, 24:]
+    rest = (torch.randn(24, width).to(dtype), torch.randn(24).to(dtype), "silu", False)
+    indices = torch.tensor([3, -1, 0, 5])
+
+    def stepped(backend: str, wide: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        given = [one.to(wide) if isinstance(one, torch.Tensor) else one for one in rest]
+        moved = torch.empty_strided(state.shape, state.stride(), dtype=wide).copy_(state)
+        taken = torch.empty_strided(x.shape, x.stride(), dtype=wide).copy_(x)
+        return OPS.causal_conv1d_step(moved, taken, *given, indices, backend), moved
+
+    plain, exact = stepped("reference", dtype), stepped("reference", torch.float64)
+    for actual, reference, truth in zip(stepped("cuda", dtype), plain, exact, strict=True):
+        assert_close_to_float64(actual, reference, truth)
+    assert launched == [cuda.STEP_CHANNELS]
 
 
 @needs_emulator

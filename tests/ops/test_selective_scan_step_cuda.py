@@ -107,9 +107,10 @@ def test_agrees_with_float64(case: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @needs_emulator
-def test_a_thread_serves_several_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_channels_a_thread_serves_twice_as_many_states(monkeypatch: pytest.MonkeyPatch) -> None:
     emulate(monkeypatch, step_cuda)
-    monkeypatch.setattr(step_cuda, "_WANTED_THREADS", 1)
+    monkeypatch.setattr(step_cuda, "_MANY_THREADS", 1)
+    assert step_cuda.lanes_of(16, 4, 12) == 2
     for case in (StepCase(batch=5), StepCase(batch=4, slots=(3, -1, 0, 6)), StepCase(batch=3, fixed="BC")):
         assert_case(case, "cpu")
 

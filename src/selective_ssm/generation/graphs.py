@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from selective_ssm.ops.constants import Constants
+from selective_ssm.ops.driver import overlapping
+
+if TYPE_CHECKING:
+    from torch.cuda import _POOL_HANDLE  # pyright: ignore[reportPrivateUsage]
 
 T = TypeVar("T")
 
@@ -20,8 +24,8 @@ class Graph(Generic[T]):
     are padding, say).
 
     Args:
-        function: what to run. It must read nothing but tensors that stay where they are, allocate the same each time,
-            ask nothing of the GPU and leave its parameters alone.
+        function: what to run. It must read nothing but tensors that stay where they are, ask nothing of the GPU, leave
+            its parameters alone and step no state twice (see `ops.driver.overlapping`).
         parameters: tensors that do not change as long as the graph is used; what the function computes from them alone
             is computed here.
         device: a CUDA device.
@@ -33,7 +37,7 @@ class Graph(Generic[T]):
         function: Callable[[], T],
         parameters: Iterable[Tensor],
         device: torch.device,
-        pool: tuple[int, int] | None = None,
+        pool: _POOL_HANDLE | None = None,
     ) -> None:
         self._constants = Constants(parameters)
         self._graph = torch.cuda.CUDAGraph()
@@ -43,7 +47,7 @@ class Graph(Generic[T]):
             function()
             self._constants.learn(function)
         stream.synchronize()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream), overlapping():
             self._result = self._constants.serve(function)
 
     def __call__(self) -> T:

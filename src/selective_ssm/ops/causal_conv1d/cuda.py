@@ -24,7 +24,11 @@ _FOLDER = Path(__file__).parent
 SUM_THREADS = 256
 """Threads of a block that sums what others have left, for 32 sums."""
 STEP_THREADS = 128
-"""Threads of a block of a step, a channel each."""
+"""Threads of a block of a step."""
+STEP_CHANNELS = 8
+"""Of such a thread, where it can read vectors and there is work for all multiprocessors nevertheless."""
+LEAST_FOR_VECTORS = 1 << 16
+"""Channels of all rows together, from which there is."""
 
 
 def _fields(pointers: str, sizes: str = "", numbers: str = "") -> list[tuple[str, type]]:
@@ -106,18 +110,39 @@ def _kernel(name: str, kind: _Kind, channels: int, unroll: int, min_blocks: int,
 
 
 @functools.lru_cache(1024)
-def _prepared(layouts: Layouts, activation: str | None) -> tuple[nvrtc.Kernel, int, int, tuple[int, ...]]:
-    """What a step takes but for its addresses: the kernel, its blocks, its device, what is no pointer in `_Step`."""
+def _prepared(layouts: Layouts, activation: str | None, offset: int) -> tuple[nvrtc.Kernel, int, int, tuple[int, ...]]:
+    """What a step takes but for its addresses: the kernel, its blocks, its device, what is no pointer in `_Step`.
+
+    The offset is that of its addresses from multiples of 16 bytes, all in one.
+    """
     state, x, weight, bias, slots = layouts
     (batch, channels), x_strides, dtype, device = x
     kind = _Kind(dtype, weight[2], bias[2] if bias else None, state[2], weight[0][1], activation)
-    defines = (*kind.defines, ("THREADS", STEP_THREADS))
+    is_large = batch * channels >= LEAST_FOR_VECTORS
+    at_once = STEP_CHANNELS if is_large and offset == 0 and _are_vectors(layouts, kind) else 1
+    defines = (*kind.defines, ("THREADS", STEP_THREADS), ("CHANNELS", at_once))
     kernel = nvrtc.kernel(_FOLDER / "step.cu", "causal_conv1d_step", defines, device.index, waits=True)
     sizes = (
         x_strides[0], *state[1], *weight[1], bias[1][0] if bias else 0, slots[1][0] if slots else 0,
         channels, state[0][0], bool(slots and slots[2] == torch.int64),
     )  # fmt: skip
-    return kernel, batch * -(-channels // STEP_THREADS), device.index, sizes
+    return kernel, batch * -(-channels // (STEP_THREADS * at_once)), device.index, sizes
+
+
+def _are_vectors(layouts: Layouts, kind: _Kind) -> bool:
+    """Whether what a thread of a step reads of each tensor is one piece of memory, and begins where a vector does."""
+    state, x, weight, bias, _ = layouts
+    slot, channel, entry = state[1]
+    history = kind.width - 1
+    return (
+        x[0][1] % STEP_CHANNELS == 0
+        and x[1][0] * x[2].itemsize % 16 == 0
+        and slot * state[2].itemsize % 16 == 0
+        and (history == 0 or channel == history)
+        and (history < 2 or entry == 1)
+        and weight[1] == (kind.width, 1)
+        and (not bias or bias[1][0] == 1)
+    )
 
 
 class _Rows(NamedTuple):
@@ -230,10 +255,11 @@ def step(
     x, weight, bias = inputs
     if layouts is None:
         layouts = layouts_of(state, *inputs, state_indices)
-    kernel, blocks, device, sizes = _prepared(layouts, options.activation)
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    addresses = (out.data_ptr(), state.data_ptr(), x.data_ptr(), weight.data_ptr())
-    parameters = _Step.of(*addresses, pointer(bias), pointer(state_indices), *sizes)
+    own = (state.data_ptr(), x.data_ptr(), weight.data_ptr(), pointer(bias))
+    offset = (own[0] | own[1] | own[2] | own[3]) % 16
+    kernel, blocks, device, sizes = _prepared(layouts, options.activation, offset)
+    parameters = _Step.of(out.data_ptr(), *own, pointer(state_indices), *sizes)
     stream = current_stream(device)
     kernel((blocks, 1, 1), STEP_THREADS, parameters, stream)
     return out

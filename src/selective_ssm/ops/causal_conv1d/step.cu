@@ -1,10 +1,13 @@
 #include "device.cuh"
 
-// One token of the causal depthwise convolution: a thread serves one channel of a row, and moves its state on in place.
+// One token of the causal depthwise convolution: a thread serves CHANNELS neighbouring channels of a row, and moves their
+// state on in place.
 //
-// Macros: X_TYPE, WEIGHT_TYPE, BIAS_TYPE, STATE_TYPE; WIDTH; SILU, 0 or 1; THREADS.
+// Macros: X_TYPE, WEIGHT_TYPE, BIAS_TYPE, STATE_TYPE; WIDTH; SILU, 0 or 1; THREADS; CHANNELS, 1, or 8 where all that a thread
+// reads of one tensor is one piece of memory and aligned to vectors.
 
 constexpr int HISTORY = WIDTH - 1;
+constexpr int KEPT = HISTORY > 0 ? HISTORY : 1;
 
 struct Parameters {
     X_TYPE* out;                // (B, D) contiguous
@@ -26,32 +29,69 @@ __device__ __forceinline__ int64 slot_of(const Parameters& p, int64 row) {
     return slot < p.slot_count ? slot : p.slot_count - 1;
 }
 
+// COUNT numbers of each of the thread's channels, `apart` from each other where it has but one channel.
+template <int COUNT, int SIZE, class T>
+__device__ __forceinline__ void load(const T* from, int64 apart, float (&x)[CHANNELS][SIZE]) {
+    if constexpr (CHANNELS == 1) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) x[0][k] = to_float(from[k * apart]);
+    } else {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            float eight[8];
+            load8(from + 8 * k, eight);
+#pragma unroll
+            for (int i = 0; i < 8; i++) x[(8 * k + i) / COUNT][(8 * k + i) % COUNT] = eight[i];
+        }
+    }
+}
+template <int COUNT, int SIZE, class T>
+__device__ __forceinline__ void store(T* to, int64 apart, const float (&x)[CHANNELS][SIZE]) {
+    if constexpr (CHANNELS == 1) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) to[k * apart] = from_float<T>(x[0][k]);
+    } else {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            float eight[8];
+#pragma unroll
+            for (int i = 0; i < 8; i++) eight[i] = x[(8 * k + i) / COUNT][(8 * k + i) % COUNT];
+            store8(to + 8 * k, eight);
+        }
+    }
+}
+
 extern "C" __global__ void __launch_bounds__(THREADS) causal_conv1d_step(const __grid_constant__ Parameters p) {
-    const int columns = (p.channels + THREADS - 1) / THREADS;
+    constexpr int OF_BLOCK = THREADS * CHANNELS;
+    const int columns = (p.channels + OF_BLOCK - 1) / OF_BLOCK;
     const int64 row = blockIdx.x / columns;
-    const int channel = int(blockIdx.x) % columns * THREADS + int(threadIdx.x);
+    const int channel = int(blockIdx.x) % columns * OF_BLOCK + int(threadIdx.x) * CHANNELS;
     if (channel >= p.channels) return;
-    const WEIGHT_TYPE* weight = p.weight + channel * p.weight_channel;
-    prefetch(weight);
-    if (p.bias != nullptr) prefetch(p.bias + channel * p.bias_channel);
+    const int64 slot = slot_of(p, row);
+    STATE_TYPE* state = p.state + slot * p.state_slot + channel * p.state_channel;
+    float window[CHANNELS][WIDTH], weight[CHANNELS][WIDTH], before[CHANNELS][KEPT], sum[CHANNELS][1] = {};
+    const WEIGHT_TYPE* own_weight = p.weight + channel * p.weight_channel;
+    if (slot >= 0) load<HISTORY>(state, p.state_entry, before);  // no kernel just before this one writes to states
+    prefetch(own_weight);
     let_next_begin();
     wait_for_previous();
-    X_TYPE* out = p.out + row * p.channels + channel;
-    const int64 slot = slot_of(p, row);
-    if (slot < 0) {
-        *out = from_float<X_TYPE>(0);
-        return;
+
+    load<WIDTH>(own_weight, p.weight_tap, weight);
+    if (p.bias != nullptr) load<1>(p.bias + channel * p.bias_channel, 0, sum);
+    float x[CHANNELS][1];
+    load<1>(p.x + row * p.x_row + channel, 0, x);
+#pragma unroll
+    for (int c = 0; c < CHANNELS; c++) {
+#pragma unroll
+        for (int k = 0; k < HISTORY; k++) window[c][k] = before[c][k];
+        window[c][HISTORY] = x[c][0];
+#pragma unroll
+        for (int k = 0; k < WIDTH; k++) sum[c][0] += weight[c][k] * window[c][k];
+        if (SILU) sum[c][0] *= sigmoid(sum[c][0]);
+        if (slot < 0) sum[c][0] = 0.0f;
+#pragma unroll
+        for (int k = 0; k < HISTORY; k++) before[c][k] = window[c][k + 1];
     }
-    STATE_TYPE* state = p.state + slot * p.state_slot + channel * p.state_channel;
-    float window[WIDTH];
-#pragma unroll
-    for (int k = 0; k < HISTORY; k++) window[k] = to_float(state[k * p.state_entry]);
-    window[HISTORY] = to_float(p.x[row * p.x_row + channel]);
-    float sum = p.bias == nullptr ? 0 : to_float(p.bias[channel * p.bias_channel]);
-#pragma unroll
-    for (int k = 0; k < WIDTH; k++) sum += to_float(weight[k * p.weight_tap]) * window[k];
-    if (SILU) sum *= sigmoid(sum);
-#pragma unroll
-    for (int k = 0; k < HISTORY; k++) state[k * p.state_entry] = from_float<STATE_TYPE>(window[k + 1]);
-    *out = from_float<X_TYPE>(sum);
+    if (slot >= 0) store<HISTORY>(state, p.state_entry, before);
+    store<1>(p.out + row * p.channels + channel, 0, sum);
 }

@@ -1,5 +1,5 @@
 // One token of the selective scan. A channel of a row is served by LANES neighbouring lanes of a warp, each of which
-// reads and writes WIDTH neighbouring states at a time; a thread serves its channel in `rows` rows, one by one.
+// reads and writes WIDTH neighbouring states at a time.
 //
 // Macros: U, DELTA, Z, B_MAP, C_MAP (number types); N (states); LANES; WIDTH, 1 or 4 (in memory aligned to four
 // numbers); THREADS; and 0 or 1: HAS_Z, SOFTPLUS, ZOH.
@@ -8,7 +8,6 @@
 
 constexpr int CHANNELS = THREADS / LANES;  // of a block
 constexpr int READS = (N + LANES * WIDTH - 1) / (LANES * WIDTH);  // of a lane from each map
-constexpr int AT_ONCE = READS < 2 ? 1 : 2;                        // of those, on their way at once
 
 struct Parameters {
     U* out;          // (B, D) contiguous
@@ -24,7 +23,7 @@ struct Parameters {
     const void* slots;        // (B,) of int32, or int64 where `wide`, negative for padding; null for slot b of row b
     // strides
     int64 u_row, delta_row, z_row, state_slot, state_channel, state_entry, B_row, B_group, C_row, C_group, slots_row;
-    int batch, channels, rows, B_share, C_share, slot_count, wide;
+    int batch, channels, B_share, C_share, slot_count, wide;
 };
 
 template <class T> __device__ __forceinline__ void read(const T* from, float (&x)[WIDTH]) {
@@ -62,73 +61,64 @@ __device__ __forceinline__ int64 slot_of(const Parameters& p, int64 row) {
     return slot < p.slot_count ? slot : p.slot_count - 1;
 }
 
+// The states that a lane serves, or whatever belongs to them.
+struct Share {
+    float x[READS][WIDTH];
+
+    template <class T> __device__ __forceinline__ void load(const T* from, int lane, int64 entry = 1) {
+#pragma unroll
+        for (int i = 0; i < READS; i++) {
+            const int n = (i * LANES + lane) * WIDTH;
+            if (n < N) read(from + n * entry, x[i]);
+        }
+    }
+    __device__ __forceinline__ void store(float* to, int lane, int64 entry) const {
+#pragma unroll
+        for (int i = 0; i < READS; i++) {
+            const int n = (i * LANES + lane) * WIDTH;
+            if (n < N) write(to + n * entry, x[i]);
+        }
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_step(const __grid_constant__ Parameters p) {
     const int columns = (p.channels + CHANNELS - 1) / CHANNELS;
     const int lane = int(threadIdx.x) % LANES;
     const int wanted = int(blockIdx.x) % columns * CHANNELS + int(threadIdx.x) / LANES;
     const bool is_inside = wanted < p.channels;
     const int channel = min(wanted, p.channels - 1);
-    const int64 first = int64(int(blockIdx.x) / columns) * p.rows;
-    const int64 last = min(first + p.rows, int64(p.batch));
-
+    const int64 row = int(blockIdx.x) / columns, slot = slot_of(p, row);
+    const bool has_state = slot >= 0 && is_inside;
+    float* state = p.state + slot * p.state_slot + channel * p.state_channel;
     const float* rates = p.A + int64(channel) * N;
+    Share h = {}, A = {}, B = {}, C = {};
+    if (has_state) h.load(state, lane, p.state_entry);  // no kernel just before this one writes to states
     for (int n = lane * WIDTH; n < N; n += LANES * WIDTH) prefetch(rates + n);
-    if (p.D != nullptr) prefetch(p.D + channel);
-    if (p.delta_bias != nullptr) prefetch(p.delta_bias + channel);
     let_next_begin();
     wait_for_previous();
-    const float skip = p.D == nullptr ? 0.0f : p.D[channel];
+
+    A.load(rates, lane);
+    B.load(p.B + row * p.B_row + channel / p.B_share * p.B_group, lane);
+    C.load(p.C + row * p.C_row + channel / p.C_share * p.C_group, lane);
+    const float u = to_float(p.u[row * p.u_row + channel]);
+    const float z = HAS_Z ? to_float(p.z[row * p.z_row + channel]) : 0.0f;
     const float bias = p.delta_bias == nullptr ? 0.0f : p.delta_bias[channel];
-    float* states = p.state + channel * p.state_channel;
-    const B_MAP* B_map = p.B + first * p.B_row + channel / p.B_share * p.B_group;
-    const C_MAP* C_map = p.C + first * p.C_row + channel / p.C_share * p.C_group;
-    const U* u_row = p.u + first * p.u_row + channel;
-    const DELTA* delta_row = p.delta + first * p.delta_row + channel;
-    const Z* z_row = HAS_Z ? p.z + first * p.z_row + channel : nullptr;
-    U* out = p.out + first * p.channels + channel;
-    for (int64 row = first; row < last; row++) {
-        const int64 slot = slot_of(p, row);
-        const bool has_state = slot >= 0 && is_inside;
-        float* state = states + slot * p.state_slot;
-        const float u = to_float(*u_row), z = HAS_Z ? to_float(*z_row) : 0.0f;
-        float dt = to_float(*delta_row) + bias;
-        if (SOFTPLUS) dt = softplus(dt);
-        float y = 0;
-        for (int k = 0; k < READS; k += AT_ONCE) {
-            float A[AT_ONCE][WIDTH], h[AT_ONCE][WIDTH], B[AT_ONCE][WIDTH], C[AT_ONCE][WIDTH];
+    float dt = to_float(p.delta[row * p.delta_row + channel]) + bias;
+    if (SOFTPLUS) dt = softplus(dt);
+    float y = 0;
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                const int n = ((k + i) * LANES + lane) * WIDTH;
-                if (n >= N) continue;
-                if (has_state) read(state + n * p.state_entry, h[i]);
-                read(rates + n, A[i]);
-                read(B_map + n, B[i]);
-                read(C_map + n, C[i]);
-            }
+    for (int i = 0; i < READS; i++)
 #pragma unroll
-            for (int i = 0; i < AT_ONCE; i++) {
-                const int n = ((k + i) * LANES + lane) * WIDTH;
-                if (n >= N) continue;
-#pragma unroll
-                for (int j = 0; j < WIDTH; j++) {
-                    const float x = exponent_over(dt, A[i][j] * LOG2_E), decay = exp2_fast(x);
-                    const float gain = ZOH ? hold(x, decay, dt, reciprocal_fast(A[i][j])) : dt;
-                    h[i][j] = decay * h[i][j] + gain * u * B[i][j];
-                    y += C[i][j] * h[i][j];
-                }
-                if (has_state) write(state + n * p.state_entry, h[i]);
-            }
+        for (int j = 0; j < WIDTH; j++) {
+            const float x = exponent_over(dt, A.x[i][j] * LOG2_E), decay = exp2_fast(x);
+            const float gain = ZOH ? hold(x, decay, dt, reciprocal_fast(A.x[i][j])) : dt;
+            h.x[i][j] = decay * h.x[i][j] + gain * u * B.x[i][j];
+            y += C.x[i][j] * h.x[i][j];
         }
+    if (has_state) h.store(state, lane, p.state_entry);
 #pragma unroll
-        for (int mask = LANES / 2; mask >= 1; mask /= 2) y += shuffle_xor(y, mask);
-        y += skip * u;
-        if (HAS_Z) y *= z * sigmoid(z);
-        if (lane == 0 && is_inside) *out = from_float<U>(has_state ? y : 0.0f);
-        B_map += p.B_row;
-        C_map += p.C_row;
-        u_row += p.u_row;
-        delta_row += p.delta_row;
-        if (HAS_Z) z_row += p.z_row;
-        out += p.channels;
-    }
+    for (int mask = LANES / 2; mask >= 1; mask /= 2) y += shuffle_xor(y, mask);
+    if (p.D != nullptr) y += p.D[channel] * u;
+    if (HAS_Z) y *= z * sigmoid(z);
+    if (lane == 0 && is_inside) p.out[row * p.channels + channel] = from_float<U>(has_state ? y : 0.0f);
 }

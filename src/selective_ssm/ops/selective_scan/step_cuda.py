@@ -24,9 +24,8 @@ _THREADS = 128
 _WARP = 32
 _VECTOR = 4
 """States that a thread reads at a time, where all that holds states is aligned to as many."""
-_MOST_ROWS = 4
-"""Of a thread; its channel's rates then stay near."""
-_WANTED_THREADS = 2**19  # a few times what the largest GPUs hold at once
+_MANY_THREADS = 2**17
+"""About half of what the largest GPUs hold at once."""
 
 
 class _Step(Parameters):
@@ -36,7 +35,7 @@ class _Step(Parameters):
             (ctypes.c_void_p, "out state u delta z A B C D delta_bias slots"),
             (ctypes.c_int64, "u_row delta_row z_row state_slot state_channel state_entry"),
             (ctypes.c_int64, "B_row B_group C_row C_group slots_row"),
-            (ctypes.c_int, "batch channels rows B_share C_share slot_count wide"),
+            (ctypes.c_int, "batch channels B_share C_share slot_count wide"),
         )
         for name in names.split()
     ]
@@ -71,14 +70,17 @@ def step(
     return out
 
 
-def lanes_of(states: int, width: int) -> int:
-    """Threads that share a channel, a power of two; each reads twice `width` states where a warp is enough for that.
+def lanes_of(states: int, width: int, channels: int) -> int:
+    """Threads that share a channel, a power of two; each reads `width` states once or, of many channels, twice.
+
+    What all lanes of a channel work out alike then costs half as much. A warp is the most.
 
     Example:
-        >>> lanes_of(16, 4), lanes_of(16, 1), lanes_of(256, 4), lanes_of(1, 1)
-        (2, 8, 32, 1)
+        >>> lanes_of(16, 4, 1536), lanes_of(16, 4, 128 * 1536), lanes_of(256, 4, 1), lanes_of(1, 1, 1)
+        (4, 2, 32, 1)
     """
-    return min(_WARP, 1 << (-(-states // (2 * width)) - 1).bit_length())
+    at_once = _power_of_two(-(-states // width))
+    return min(_WARP, at_once if at_once * channels <= _MANY_THREADS else _power_of_two(-(-at_once // 2)))
 
 
 @functools.lru_cache(1024)
@@ -106,12 +108,11 @@ def _prepared(
         and (C_offset | (C_row | C_group) * C[2].itemsize) % (_VECTOR * C[2].itemsize) == 0
     )
     width = _VECTOR if aligned and entry == 1 and states % _VECTOR == 0 else 1
-    lanes = lanes_of(states, width)
-    rows = min(max(batch * channels * lanes // _WANTED_THREADS, 1), _MOST_ROWS)
+    lanes = lanes_of(states, width, batch * channels)
     sizes = (
         u_strides[0], delta[1][0], z[1][0] if z else 0, slot, channel, entry,
         B_row, B_group, C_row, C_group, slots[1][0] if slots else 0,
-        batch, channels, rows, B_share, C_share, state[0][0], bool(slots and slots[2] == torch.int64),
+        batch, channels, B_share, C_share, state[0][0], bool(slots and slots[2] == torch.int64),
     )  # fmt: skip
     defines = (
         ("U", nvrtc.NUMBER_TYPES[u_dtype]),
@@ -128,7 +129,12 @@ def _prepared(
         ("ZOH", int(discretization == "zoh")),
     )
     kernel = nvrtc.kernel(_SOURCE, "selective_scan_step", defines, device.index, waits=True)
-    return kernel, -(-channels * lanes // _THREADS) * -(-batch // rows), device.index, sizes
+    return kernel, -(-channels * lanes // _THREADS) * batch, device.index, sizes
+
+
+def _power_of_two(least: int) -> int:
+    """The smallest that is at least so much."""
+    return 1 << max(least - 1, 0).bit_length()
 
 
 def _strides(x: Layout, batch: int, channels: int) -> tuple[int, int, int]:
