@@ -6,10 +6,10 @@ This is the stable surface; data, tasks, training, evaluation and the command li
 >>> from selective_ssm import LanguageModel, LanguageModelConfig, generate
 >>> model = LanguageModel(LanguageModelConfig(d_model=16, n_layer=2, vocab_size=257))
 >>> logits = model(torch.randint(257, (1, 100))).logits
->>> ids = list(generate(model, [1, 2, 3], max_new_tokens=5))
+>>> ids = generate(model, [1, 2, 3], max_new_tokens=5)[0].ids
 """
 
-from selective_ssm.generation import Sampler, generate, load
+from selective_ssm.generation import Bookmark, Completion, Engine, Request, Sampling, generate, load, stream
 from selective_ssm.layers import (
     MIXERS,
     MLP,
@@ -50,6 +50,9 @@ __all__ = [
     "S6",
     "SSMS",
     "InnerSSM",
+    "Bookmark",
+    "Completion",
+    "Engine",
     "LanguageModel",
     "LanguageModelConfig",
     "LanguageModelOutput",
@@ -59,10 +62,11 @@ __all__ = [
     "Mixer",
     "MixerConfig",
     "ModelState",
+    "Request",
     "S4DConfig",
     "S6Config",
     "SSMConfig",
-    "Sampler",
+    "Sampling",
     "causal_conv1d",
     "causal_conv1d_step",
     "generate",
@@ -71,4 +75,5 @@ __all__ = [
     "selective_scan",
     "selective_scan_fn",
     "selective_scan_step",
+    "stream",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from selective_ssm.cli.device import add_device, add_dtype, placement
 from selective_ssm.errors import UserError
-from selective_ssm.generation import generate, load
+from selective_ssm.generation import load, stream
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -42,11 +42,11 @@ def run(options: Namespace) -> None:
     wishes: dict[str, Any] = {name: options[name] for name in _SAMPLING}
     wishes |= {"max_new_tokens": options.max_new_tokens, "stop": options.stop}
     if tokenizer is not None:
-        _stream(generate(model, prompt, tokenizer=tokenizer, **wishes))
+        _show(stream(model, prompt, tokenizer=tokenizer, **wishes))
         return
-    ids = generate(model, _ids(prompt), **wishes)
+    ids = stream(model, _ids(prompt), **wishes)
     print(f"'{options.checkpoint}' has no tokenizer: prompt and answer are token ids", file=sys.stderr)
-    _stream(f"{one} " for one in ids)
+    _show(f"{one} " for one in ids)
 
 
 def _prompt(words: str) -> str:
@@ -65,7 +65,7 @@ def _ids(prompt: str) -> list[int]:
         raise UserError(f"the checkpoint has no tokenizer: give token ids such as '12 7 3', got '{prompt}'") from error
 
 
-def _stream(pieces: Iterator[str]) -> None:
+def _show(pieces: Iterator[str]) -> None:
     for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()

@@ -1,7 +1,22 @@
-"""Writing with a language model: load a checkpoint, go on from a prompt."""
+"""Writing with a language model: load a checkpoint, go on from prompts, one at a time or many at once."""
 
+from selective_ssm.generation.bookmarks import Bookmark
+from selective_ssm.generation.engine import Engine, QueueFull
 from selective_ssm.generation.loading import load
-from selective_ssm.generation.sampling import Sampler
-from selective_ssm.generation.stream import generate
+from selective_ssm.generation.request import Completion, Request
+from selective_ssm.generation.sampling import Sampling
+from selective_ssm.generation.stats import Stats
+from selective_ssm.generation.stream import generate, stream
 
-__all__ = ["Sampler", "generate", "load"]
+__all__ = [
+    "Bookmark",
+    "Completion",
+    "Engine",
+    "QueueFull",
+    "Request",
+    "Sampling",
+    "Stats",
+    "generate",
+    "load",
+    "stream",
+]

@@ -1,140 +1,171 @@
-"""Writing on from a prompt, one sequence at a time, in constant memory."""
+"""Writing on from prompts: one text as it comes, or many at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice, takewhile
-from typing import TYPE_CHECKING, overload
-
-import torch
+from typing import TYPE_CHECKING, Any, TypedDict, cast, overload
 
 from selective_ssm.data.tokenizers import Tokenizer
 from selective_ssm.errors import UserError
-from selective_ssm.generation.sampling import Sampler, SamplingOptions
-from selective_ssm.generation.text import StopGate, text_pieces
-from selective_ssm.models import LanguageModel, LanguageModelOutput, ModelState
+from selective_ssm.generation.bookmarks import Bookmark
+from selective_ssm.generation.engine import Engine
+from selective_ssm.generation.request import Completion
+from selective_ssm.generation.sampling import SamplingOptions
+from selective_ssm.models import LanguageModel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-PREFILL_CHUNK = 2048  # tokens of a prompt that are read at once
+
+class RowOptions(TypedDict, total=False):
+    """What `Sampling` takes, each option for all rows or one a row."""
+
+    temperature: float | Sequence[float]
+    top_k: int | Sequence[int]
+    top_p: float | Sequence[float]
+    min_p: float | Sequence[float]
+    repetition_penalty: float | Sequence[float]
+    seed: int | Sequence[int]
 
 
 @overload
-def generate(
+def stream(
     model: LanguageModel,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     tokenizer: Tokenizer,
     max_new_tokens: int = ...,
     stop: str | Sequence[str] = ...,
-    state: ModelState | None = ...,
+    stop_ids: Sequence[int] = ...,
+    state: Bookmark | None = ...,
     **sampling: Unpack[SamplingOptions],
 ) -> Iterator[str]: ...
 
 
 @overload
-def generate(
+def stream(
     model: LanguageModel,
     prompt: Sequence[int],
     *,
     max_new_tokens: int = ...,
-    state: ModelState | None = ...,
+    stop_ids: Sequence[int] = ...,
+    state: Bookmark | None = ...,
     **sampling: Unpack[SamplingOptions],
 ) -> Iterator[int]: ...
 
 
-def generate(
+def stream(
     model: LanguageModel,
     prompt: str | Sequence[int],
     *,
     tokenizer: Tokenizer | None = None,
     max_new_tokens: int = 256,
     stop: str | Sequence[str] = (),
-    state: ModelState | None = None,
+    stop_ids: Sequence[int] = (),
+    state: Bookmark | None = None,
     **sampling: Unpack[SamplingOptions],
 ) -> Iterator[str] | Iterator[int]:
     """Write on from a prompt, and give out each piece as soon as it is there.
 
-    The prompt is read in chunks, then each token is one step from the state before it, so that neither a long prompt
-    nor a long answer costs memory. With a tokenizer the prompt is text, read as the beginning of a document (an empty
-    one too: the tokenizer's ``end``, with which documents begin, goes before it), or as the continuation of what
-    ``state`` has read. Without one, prompt and answer are ids, and nothing is added.
+    The prompt is read in chunks, then each token is one step from the state before it, and what was given out is
+    forgotten, so that neither a long prompt nor a long answer costs memory.
 
     Args:
         model: the language model, on any device.
-        prompt: text with a tokenizer, ids without.
+        prompt: text, where there is a tokenizer, or ids; as in `Engine.submit`.
         tokenizer: the one the model was trained with.
         max_new_tokens: the most tokens to write; the tokenizer's ``end`` and a stop string end the text sooner.
         stop: strings that end the text, and are left out of it.
-        state: what the model has read before the prompt, batch 1; it is left as it is.
-        sampling: ``temperature``, ``top_k``, ``top_p``, ``min_p`` and ``seed``, as `Sampler` takes them.
+        stop_ids: ids that end the text.
+        state: where another text stopped, to go on from there.
+        sampling: ``temperature``, ``top_k``, ``top_p``, ``min_p``, ``repetition_penalty`` and ``seed``, as `Sampling`
+            takes them.
 
     Returns:
-        An iterator over pieces of text, or over ids.
+        An iterator over pieces of text, or without a tokenizer over ids.
 
     Raises:
-        UserError: an empty prompt of ids, an id outside the vocabulary, or a setting out of its range.
+        UserError: what `Engine.submit` says, at once.
 
     Example:
         >>> from selective_ssm.models import LanguageModelConfig
         >>> model = LanguageModel(LanguageModelConfig(d_model=8, n_layer=1, vocab_size=16))
-        >>> len(list(generate(model, [1, 2, 3], max_new_tokens=4)))
+        >>> len(list(stream(model, [1, 2, 3], max_new_tokens=4)))
         4
     """
-    sampler = Sampler(**sampling)
-    if max_new_tokens < 0:
-        raise UserError(f"max_new_tokens must be 0 or more, got {max_new_tokens}")
-    if tokenizer is None:
-        if isinstance(prompt, str) or stop:
-            raise UserError("text and stop strings need a tokenizer, and there is none: give the prompt as token ids")
-        return islice(_new_ids(model, _checked(prompt, model), state, sampler), max_new_tokens)
-    if not isinstance(prompt, str):
-        raise UserError("with a tokenizer the prompt must be text; leave the tokenizer out to work with token ids")
-    ids = ([tokenizer.end] if state is None else []) + tokenizer.encode(prompt)
-    gate = StopGate((stop,) if isinstance(stop, str) else stop)
-    new_ids = islice(_new_ids(model, _checked(ids, model), state, sampler, tokenizer.vocab_size), max_new_tokens)
-    document = takewhile(lambda one: one != tokenizer.end, new_ids)
-    return text_pieces(document, tokenizer, gate, after=ids[-1])
+    request = Engine(model, tokenizer, slots=1).submit(
+        prompt, max_new_tokens=max_new_tokens, stop=stop, stop_ids=stop_ids, state=state, **sampling
+    )
+    return request.items(forget=True)
 
 
-def _checked(ids: Sequence[int], model: LanguageModel) -> Sequence[int]:
-    if not ids:
-        raise UserError("the prompt is empty: give at least one token")
-    last = model.config.vocab_size - 1
-    outside = next((one for one in (min(ids), max(ids)) if not 0 <= one <= last), None)
-    if outside is not None:
-        raise UserError(f"token id {outside} is outside the model's vocabulary (0 to {last})")
-    return ids
+def generate(
+    model: LanguageModel,
+    prompts: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]],
+    *,
+    tokenizer: Tokenizer | None = None,
+    max_new_tokens: int = 256,
+    stop: str | Sequence[str] = (),
+    stop_ids: Sequence[int] = (),
+    logprobs: bool = False,
+    keep_state: bool = False,
+    state: Bookmark | None = None,
+    batch: int = 16,
+    **sampling: Unpack[RowOptions],
+) -> list[Completion]:
+    """Write on from any mix of prompts, many at once; what comes of each is what would come of it alone.
 
-
-@torch.no_grad()
-def _new_ids(
-    model: LanguageModel, prompt: Sequence[int], state: ModelState | None, sampler: Sampler, known: int | None = None
-) -> Iterator[int]:
-    """Tokens without end, of the first `known` ids only: a model's vocabulary may be padded beyond its tokenizer's."""
-    logits, state = prefill(model, prompt, state)
-    while True:
-        assert state is not None
-        token = sampler(logits[..., :known], state.position)
-        yield int(token)
-        logits, state = model.step(token, state)
-
-
-@torch.no_grad()
-def prefill(model: LanguageModel, ids: Sequence[int], state: ModelState | None = None) -> LanguageModelOutput:
-    """Read a prompt of any length chunk by chunk, so that only its ids take memory.
+    A prompt that is there several times, with several seeds say, is read once.
 
     Args:
-        model: the language model.
-        ids: at least one token.
-        state: what the model has read before, batch 1; it is left as it is.
+        model: the language model, on any device.
+        prompts: texts, where there is a tokenizer, or lists of ids; a single one is a list of one.
+        tokenizer: the one the model was trained with.
+        max_new_tokens: the most tokens to write after each.
+        stop: strings that end a text, and are left out of it.
+        stop_ids: ids that end a text.
+        logprobs: whether the tokens' log-probabilities are wanted.
+        keep_state: whether a bookmark of each text's end is wanted.
+        state: where another text stopped, from which all go on.
+        batch: how many are read and written side by side.
+        sampling: as in `stream`, each option for all prompts or one a prompt.
 
     Returns:
-        The logits after the last token, (1, V), and the state.
+        What was written after each prompt, in their order.
+
+    Raises:
+        UserError: what `Engine.submit` says, or not as many of an option as there are prompts.
+
+    Example:
+        >>> from selective_ssm.models import LanguageModelConfig
+        >>> model = LanguageModel(LanguageModelConfig(d_model=8, n_layer=1, vocab_size=16))
+        >>> [len(one.ids) for one in generate(model, [[1, 2, 3], [4]], max_new_tokens=5, seed=[1, 2])]
+        [5, 5]
     """
-    device = next(model.parameters()).device
-    *chunks, last = torch.tensor([ids], device=device).split(PREFILL_CHUNK, dim=1)
-    for chunk in chunks:
-        state = model.prefill(chunk, state).state
-    return model.prefill(last, state)
+    rows = _rows(prompts)
+    options = [_options(sampling, row, len(rows)) for row in range(len(rows))]
+    slots = min(batch, len(rows)) or 1
+    is_shared = len({row if isinstance(row, str) else tuple(row) for row in rows}) < len(rows)
+    prefix_bytes = (slots + 1) * model.init_state(1).nbytes if is_shared else 0
+    engine = Engine(model, tokenizer, slots=slots, prefix_bytes=prefix_bytes)
+    wishes: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop, "stop_ids": stop_ids}
+    wishes |= {"logprobs": logprobs, "keep_state": keep_state, "state": state}
+    requests = [engine.submit(row, **wishes, **option) for row, option in zip(rows, options, strict=True)]
+    return [request.result() for request in requests]
+
+
+def _rows(prompts: str | Sequence[Any]) -> list[str | Sequence[int]]:
+    """The prompts as a list, of one if they are one."""
+    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
+        return [cast("str | Sequence[int]", prompts)]
+    return list(prompts)
+
+
+def _options(sampling: RowOptions, row: int, rows: int) -> SamplingOptions:
+    """The options of one row."""
+    own: dict[str, Any] = {}
+    for name, value in sampling.items():
+        if isinstance(value, Sequence) and len(value) != rows:
+            raise UserError(f"{name} has {len(value)} values for {rows} prompts: give one for each, or one for all")
+        own[name] = value[row] if isinstance(value, Sequence) else value
+    return cast("SamplingOptions", own)

@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from selective_ssm.data.tokenizers import Tokenizer
 from selective_ssm.errors import UserError
 
 
-def text_pieces(ids: Iterable[int], tokenizer: Tokenizer, gate: StopGate, *, after: int) -> Iterator[str]:
-    """Decode a stream of tokens as it comes, until the gate closes.
+class TextStream:
+    r"""Text out of tokens as they come, until a stop string.
 
     A character spread over several tokens comes out with its last byte; bytes that are no UTF-8 come out as U+FFFD.
 
     Args:
-        ids: the tokens; no more are taken than needed.
-        tokenizer: what makes bytes of them.
-        gate: what ends the text.
+        tokenizer: what makes bytes of the tokens.
+        stop: the strings that end the text; they are left out of it.
         after: the token before the first one, on which its bytes may depend.
 
-    Returns:
-        An iterator over pieces, none of them empty.
+    Raises:
+        UserError: a stop string is empty.
+
+    Example:
+        >>> from selective_ssm.data import ByteTokenizer
+        >>> text = TextStream(ByteTokenizer(), after=256)
+        >>> [text.feed(byte) for byte in b"a\xc3\xa9"]
+        ['a', '', 'é']
     """
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-    for content in _contents(ids, tokenizer, after):
-        piece = gate.feed(decoder.decode(content))
-        if piece:
-            yield piece
-        if gate.closed:
-            return
-    rest = gate.feed(decoder.decode(b"", final=True)) + gate.rest()
-    if rest:
-        yield rest
 
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, after: int) -> None:
+        self._tokenizer = tokenizer
+        self._before = after
+        self._characters = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._gate = StopGate(stop)
 
-def _contents(ids: Iterable[int], tokenizer: Tokenizer, before: int) -> Iterator[bytes]:
-    """The bytes of each token: what it adds to the one before it (some tokenizers write a space between two)."""
-    for one in ids:
-        yield tokenizer.decode([before, one])[len(tokenizer.decode([before])) :]
-        before = one
+    @property
+    def is_stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self._gate.closed
+
+    def feed(self, id: int) -> str:
+        """Take a token in and return the text that can be let out, which may be none."""
+        content = self._tokenizer.decode([self._before, id])[len(self._tokenizer.decode([self._before])) :]
+        self._before = id  # what a token adds to the one before: some tokenizers write a space between two
+        return self._gate.feed(self._characters.decode(content))
+
+    def rest(self) -> str:
+        """Return what was held back, when no more tokens will come."""
+        return self._gate.feed(self._characters.decode(b"", final=True)) + self._gate.rest()
 
 
 class StopGate:
@@ -68,6 +77,8 @@ class StopGate:
 
     def feed(self, piece: str) -> str:
         """Take a piece in and return what can be let out."""
+        if self.closed:
+            return ""
         text = self._held + piece
         found = [place for one in self._stop if (place := text.find(one)) >= 0]
         if found:

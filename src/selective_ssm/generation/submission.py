@@ -1,0 +1,88 @@
+"""From a prompt and wishes to a job: what cannot be done is refused here, in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from selective_ssm.data.tokenizers import Tokenizer
+from selective_ssm.errors import UserError
+from selective_ssm.generation.bookmarks import Bookmark
+from selective_ssm.generation.digest import START, extend
+from selective_ssm.generation.job import Job, Wishes
+from selective_ssm.generation.slots import Slots
+from selective_ssm.generation.text import TextStream
+from selective_ssm.models import LanguageModelConfig
+
+
+def job_of(
+    prompt: str | Sequence[int],
+    bookmark: Bookmark | None,
+    wishes: Wishes,
+    *,
+    config: LanguageModelConfig,
+    tokenizer: Tokenizer | None,
+    slots: Slots,
+    keeps_prefixes: bool,
+    now: float,
+) -> Job:
+    """What an engine is to do.
+
+    Args:
+        prompt: text or ids.
+        bookmark: what the prompt goes on from.
+        wishes: what is asked for.
+        config: of the model.
+        tokenizer: the engine's.
+        slots: the engine's.
+        keeps_prefixes: whether the engine keeps states by what they have read.
+        now: by the engine's clock.
+
+    Raises:
+        UserError: what `Engine.submit` says.
+    """
+    if wishes.stop and tokenizer is None:
+        raise UserError("text and stop strings need a tokenizer, and there is none: use token ids")
+    new = _ids(prompt, tokenizer, begins=bookmark is None)
+    _check(new, config.vocab_size)
+    ids = new if bookmark is None else [bookmark.pending, *new]
+    if not ids:
+        raise UserError("the prompt is empty: give at least one token")
+    state = None if bookmark is None else slots.own(bookmark.state)
+    before = 0 if state is None else int(state.position)
+    length = before + len(ids) + wishes.max_new_tokens
+    if config.max_positions is not None and length > config.max_positions:
+        raise UserError(
+            f"the model has {config.max_positions} positions, but prompt and answer would take {length}: "
+            "shorten the prompt or max_new_tokens"
+        )
+    return Job(
+        wishes=wishes,
+        prompt=ids,
+        state=state,
+        before=before,
+        digests=_digests(new, bookmark) if wishes.keep_state or keeps_prefixes else [],
+        ends=frozenset(wishes.stop_ids if tokenizer is None else (*wishes.stop_ids, tokenizer.end)),
+        text=None if tokenizer is None else TextStream(tokenizer, wishes.stop, after=ids[-1]),
+        submitted=now,
+        overdue=math.inf if wishes.deadline is None else now + wishes.deadline,
+    )
+
+
+def _ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, *, begins: bool) -> list[int]:
+    if not isinstance(prompt, str):
+        return list(prompt)
+    if tokenizer is None:
+        raise UserError("text and stop strings need a tokenizer, and there is none: use token ids")
+    return ([tokenizer.end] if begins else []) + tokenizer.encode(prompt)
+
+
+def _check(ids: Sequence[int], vocab_size: int) -> None:
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        outside = next(one for one in ids if not 0 <= one < vocab_size)
+        raise UserError(f"token id {outside} is outside the model's vocabulary (0 to {vocab_size - 1})")
+
+
+def _digests(new: Sequence[int], bookmark: Bookmark | None) -> list[bytes]:
+    """After each token of the prompt, the pending one of a bookmark too."""
+    return extend(START, new) if bookmark is None else [bookmark.digest, *extend(bookmark.digest, new)]
