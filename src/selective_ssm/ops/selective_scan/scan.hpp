@@ -230,6 +230,9 @@ INLINE void fetch(const Scan& scan, const Block& block, int64 batch, int64 place
         fetch(scan.u, scan.u.at(batch, token) + block.first, block.count);
         fetch(scan.delta, scan.delta.at(batch, token) + block.first, block.count);
         if (scan.z.data != nullptr) fetch(scan.z, scan.z.at(batch, token) + block.first, block.count);
+        const int states = static_cast<int>(scan.states);
+        if (!scan.B_fixed) fetch(scan.B, scan.B.at(batch, token) + block.group * scan.B.group, states);
+        if (!scan.C_fixed) fetch(scan.C, scan.C.at(batch, token) + block.group * scan.C.group, states);
     }
 }
 
