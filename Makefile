@@ -55,7 +55,7 @@ test-sanitizers: $(INSTALLED)
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 \
 	    SELECTIVE_SSM_LIBRARY=$(SANITIZERS)/selective_ssm_native.so \
-	    $(BIN)/python -m pytest tests/ops/test_maths.py tests/ops/test_parallel.py tests/ops/test_*_cpu.py \
+	    $(BIN)/python -m pytest tests/ops/test_maths.py tests/ops/test_parallel.py tests/ops/test_*_cpu*.py \
 	    tests/ops/test_add_rms_norm.py tests/ops/test_linear.py -k 'not compiles'
 
 # Thousands of drawn cases on a GPU, and what is timed there; both run from the source tree without an installation too.

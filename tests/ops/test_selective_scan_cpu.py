@@ -309,7 +309,10 @@ class Made(TorchDispatchMode):
 
 
 @needs_library
-@pytest.mark.parametrize("sizes", [(1, 2048, 1536), (4, 512, 1536), (40, 100, 512), (1, 16000, 130)])
+@pytest.mark.parametrize(
+    "sizes",
+    [(1, 2048, 1536), (4, 512, 1536), (40, 100, 512), (1, 16000, 130), (1, 16384, 64), (1, 32768, 32), (1, 65536, 16)],
+)
 def test_memory_beyond_inputs_outputs_and_gradients(sizes: tuple[int, int, int]) -> None:
     """A quarter of an fp32 sequence, for one thread; each further one has scratch memory of its own."""
     batch, length, channels = sizes

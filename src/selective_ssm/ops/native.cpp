@@ -15,7 +15,7 @@ void set_forked();
 }
 
 // Raised with every change to an exported function; native.py refuses a library of another version.
-EXPORT int selective_ssm_abi_version() { return 5; }
+EXPORT int selective_ssm_abi_version() { return 6; }
 
 // A kernel and what it is called with.
 struct Launch {

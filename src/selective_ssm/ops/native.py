@@ -22,7 +22,7 @@ import torch
 
 from selective_ssm.errors import UserError, nearest
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 """What the exported functions look like; raised together with ``selective_ssm_abi_version`` in native.cpp."""
 NUMBERS = {torch.float32: 0, torch.bfloat16: 1}
 """The dtypes that kernels read and write, as vector.hpp numbers them."""

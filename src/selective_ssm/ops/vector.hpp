@@ -38,6 +38,7 @@ struct bf16 {
 enum Number : int { FP32 = 0, BF16 = 1 };
 
 INLINE int64 least(int64 a, int64 b) { return a < b ? a : b; }
+INLINE int64 most(int64 a, int64 b) { return a > b ? a : b; }
 
 constexpr int LANES = 16;  // numbers in a vector
 

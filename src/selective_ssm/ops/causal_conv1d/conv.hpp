@@ -42,7 +42,6 @@ struct Conv {
     int number, threads, reverse, silu;
 };
 
-INLINE int64 most(int64 a, int64 b) { return a > b ? a : b; }
 INLINE int64 ceil_div(int64 a, int64 b) { return (a + b - 1) / b; }
 
 // The positions of a sequence that a task serves.

@@ -5,6 +5,7 @@
 //     g_t = C_t dy_t + decay_{t+1} g_{t+1}        d C_t = sum_d dy_t h_t        d B_t = sum_d dt_t u_t g_t
 //     d (dt_t u_t) = sum_n B_t g_t                d (dt_t A) = decay_t g_t h_{t-1}
 //
+// Rows are served side by side, and so are pieces of one; the gradients of the states between these are found before.
 // Sums over channels are kept as vectors while a block's vectors are served, then each is summed. The sums of tasks are
 // added up in their order when a *slice* of windows is done: they take little memory, and no bit depends on threads.
 #include "backward.hpp"
@@ -26,7 +27,7 @@ void add_sums(Maps maps, int64 first, const float* vectors, int64 states, int to
 
 // Sends for what lies a window before the segment: of its tokens a share, `done` to `done + count` of N block.vectors.
 void fetch_before(const Backward& call, const Block& block, const Segment& segment, int64 done, int count) {
-    const int64 all = call.scan.states * block.vectors, from = segment.place - WINDOW;
+    const int64 all = call.scan.states * block.vectors, from = segment.from - WINDOW;
     const int64 first = from + done * WINDOW / all, last = from + (done + count) * WINDOW / all;
     fetch(call.scan, block, segment.batch, first, static_cast<int>(last - first));
     for (int64 q = first < 0 ? 0 : first; q < last; q++) {
@@ -37,16 +38,17 @@ void fetch_before(const Backward& call, const Block& block, const Segment& segme
 template <bool GENERAL, int COUNT>
 void go_through(const Backward& call, const Work& work, const Block& block, const Segment& segment, int64 n, Maps maps) {
     const Scan& scan = call.scan;
-    const Map B(scan.B_fixed ? work.fixed_B : work.B, scan.B_fixed, scan.states);
-    const Map C(scan.C_fixed ? work.fixed_C : work.C, scan.C_fixed, scan.states);
+    const Map B(scan.B_fixed ? work.fixed_B : work.B, scan.B_fixed, scan);
+    const Map C(scan.C_fixed ? work.fixed_C : work.C, scan.C_fixed, scan);
+    const int tokens = static_cast<int>(segment.tokens());
     for (int v = 0; v < block.vectors; v++) {
         fetch_before(call, block, segment, n * block.vectors + v * COUNT, COUNT);
-        const Pass<GENERAL, COUNT> pass{scan, work, block, B, C, n, v, v * LANES, segment.tokens};
+        const Pass<GENERAL, COUNT> pass{scan, work, block, B, C, n, v, v * LANES, tokens};
         pass.forward();
         pass.backward();
     }
-    if (!scan.B_fixed) add_sums<COUNT>(maps, n, work.sums_B, scan.states, segment.tokens);
-    if (!scan.C_fixed) add_sums<COUNT>(maps, scan.states + n, work.sums_C, scan.states, segment.tokens);
+    if (!scan.B_fixed) add_sums<COUNT>(maps, n, work.sums_B, scan.states, tokens);
+    if (!scan.C_fixed) add_sums<COUNT>(maps, scan.states + n, work.sums_C, scan.states, tokens);
 }
 
 template <bool GENERAL>
@@ -61,38 +63,37 @@ void go_through(const Backward& call, const Work& work, const Block& block, cons
 // Arguments by value, as forward.
 void prepare(const Backward call, const Work work, const Block block, const Segment segment) {
     const Scan& scan = call.scan;
-    for (int t = 0; t < segment.tokens; t++) {
-        const int64 token = scan.token(segment.place + t);
+    const int tokens = static_cast<int>(segment.tokens());
+    for (int t = 0; t < tokens; t++) {
+        const int64 token = scan.token(segment.from + t);
         for (int v = 0; v < block.vectors; v++) {
             const int lanes = block.lanes(v);
             const int64 channel = block.first + v * LANES;
             const Floats step = step_of(scan, raw_step(scan, block, v, segment.batch, token));
             const Floats u = load(scan.u, scan.u.at(segment.batch, token) + channel, lanes);
-            Floats dy = load(call.d_out, call.d_out.at(segment.batch, token) + channel, lanes);
-            if (scan.z.data != nullptr) {
-                const Floats z = load(scan.z, scan.z.at(segment.batch, token) + channel, lanes);
-                dy = dy * silu(z);
-            }
+            const Floats d_out = load(call.d_out, call.d_out.at(segment.batch, token) + channel, lanes);
+            const Floats dy = gated(scan, block, v, segment.batch, token, d_out);
             float* here = work.token(v, t);
             store(here + STEP * LANES, step);
             store(here + U * LANES, u);
             store(here + D_Y * LANES, dy);
         }
     }
-    if (!scan.B_fixed) load_map(work.B, scan, scan.B, block.group, segment.batch, segment.place, segment.tokens);
-    if (!scan.C_fixed) load_map(work.C, scan, scan.C, block.group, segment.batch, segment.place, segment.tokens);
+    if (!scan.B_fixed) load_map(work.B, scan, scan.B, block.group, segment.batch, segment.from, tokens);
+    if (!scan.C_fixed) load_map(work.C, scan, scan.C, block.group, segment.batch, segment.from, tokens);
 }
 
 // The gradients of u, delta and z from the sums over states, and the sums over tokens of those of D and the bias.
 void finish(const Backward call, const Work work, const Block block, const Segment segment) {
     const Scan& scan = call.scan;
+    const int tokens = static_cast<int>(segment.tokens());
     for (int v = 0; v < block.vectors; v++) {
         const int lanes = block.lanes(v);
         const int64 channel = block.first + v * LANES;
         const Floats D = scan.D == nullptr ? zeros() : load(scan.D + channel, lanes);
         Floats d_D = zeros(), d_bias = zeros();
-        for (int t = 0; t < segment.tokens; t++) {
-            const int64 token = scan.token(segment.place + t);
+        for (int t = 0; t < tokens; t++) {
+            const int64 token = scan.token(segment.from + t);
             const float* here = work.token(v, t);
             const Floats dy = load(here + D_Y * LANES), u = load(here + U * LANES);
             const Floats d_drive = load(here + D_DRIVE * LANES);
@@ -121,20 +122,21 @@ void finish(const Backward call, const Work work, const Block block, const Segme
 // One block and segment; `maps` are the sums over channels at its first token.
 void run(const Backward& call, const Work& work, const Block& block, const Segment& segment, Maps maps) {
     const Scan& scan = call.scan;
-    const int64 states = scan.states, row = segment.batch * scan.sequences + segment.sequence;
-    const int64 of_row = row * scan.channels * states;
+    const int64 states = scan.states, of_row = segment.row(scan) * scan.channels * states;
     if (!segment.begins) {
-        const int64 window = segment.batch * ((scan.length - 1) / WINDOW) + segment.place / WINDOW - 1;
+        const int64 window = segment.batch * ((scan.length - 1) / WINDOW) + segment.from / WINDOW - 1;
         copy_in(work.state, call.kept + window * states * scan.stride(), block, states, scan.stride());
     } else if (scan.initial != nullptr) {
         load_states(work.state, scan.initial + of_row, block, states);
     } else {
-        zero_states(work.state, states);
+        zero_states(work.state, block, states);
     }
     if (segment.ends && call.d_final != nullptr) {
         load_states(work.carry, call.d_final + of_row, block, states);
     } else if (segment.ends) {
-        zero_states(work.carry, states);
+        zero_states(work.carry, block, states);
+    } else if (segment.to % scan.piece == 0) {
+        copy_in(work.carry, scan.handed_at(segment.batch, segment.to / scan.piece - 1), block, states, scan.stride());
     }
     prepare(call, work, block, segment);
     if (scan.zoh || scan.B_fixed || scan.C_fixed) {
@@ -149,28 +151,30 @@ void run(const Backward& call, const Work& work, const Block& block, const Segme
 // A window of a row, in which several sequences may lie: from the last to the first.
 void run_window(const Backward& call, const Work& work, const Block& block, int64 batch, int64 window, Maps maps) {
     const Scan& scan = call.scan;
-    const int64 from = window * WINDOW, to = from + WINDOW < scan.length ? from + WINDOW : scan.length;
+    const int64 from = window * WINDOW, to = least(from + WINDOW, scan.length);
     for (int64 i = scan.last_before(to); i >= 0; i--) {
-        const int64 sequence = scan.in_order(i), begin = scan.begin(sequence), end = scan.end(sequence);
-        if (end <= from) break;
-        const int64 first = begin > from ? begin : from, last = end < to ? end : to;
-        if (first >= last) continue;
-        const Segment segment{batch, sequence, first, static_cast<int>(last - first), first == begin, last == end};
-        run(call, work, block, segment, {maps.totals + (first - from) * 2 * scan.states, maps.is_first});
+        const Segment segment(scan, batch, scan.in_order(i), from, to);
+        if (segment.to <= from) break;
+        if (segment.tokens() <= 0) continue;
+        run(call, work, block, segment, {maps.totals + (segment.from - from) * 2 * scan.states, maps.is_first});
     }
 }
 
-// The windows of a part's rows, the last first, in slices.
+// The windows of a part, the last first, in slices.
 struct Slice {
-    int64 row, windows, first, count;  // the part's first row, windows of a row, and of the windows those of the slice
+    int64 row, before, windows;  // the part's first row; of each row the windows before the piece, and those of it
+    int64 first, count;  // of the part's windows those of the slice
 
-    Slice(const Backward& call, int64 part, int64 index) : row(call.first_row(part)), windows(call.windows()) {
-        const int64 end = (call.first_row(part + 1) - row) * windows - index * call.slice;
-        count = end < call.slice ? end : call.slice;
+    Slice(const Backward& call, int64 part, int64 index) {
+        const int64 pieces = call.scan.pieces(), rows = part / pieces, piece = part % pieces;
+        row = call.first_row(rows);
+        before = call.windows_before(piece), windows = call.windows_before(piece + 1) - before;
+        const int64 end = (call.first_row(rows + 1) - row) * windows - index * call.slice;
+        count = least(end, call.slice);
         first = end - count;
     }
     int64 batch(int64 i) const { return row + (first + count - 1 - i) / windows; }
-    int64 window(int64 i) const { return (first + count - 1 - i) % windows; }
+    int64 window(int64 i) const { return before + (first + count - 1 - i) % windows; }
 };
 
 // All blocks of a task, each through a slice.
@@ -227,8 +231,9 @@ KERNEL(selective_scan_backward)(const void* parameters) {
     const Backward& call = *static_cast<const Backward*>(parameters);
     const Scan& scan = call.scan;
     const int threads = static_cast<int>(scan.threads);
-    const int64 tasks = call.tasks(), most_rows = (scan.batch + call.parts - 1) / call.parts;
-    for (int64 index = 0; index * call.slice < most_rows * call.windows(); index++) {
+    const int64 tasks = call.tasks(), rows = call.parts / scan.pieces();  // of parts, side by side
+    const int64 most_windows = (scan.batch + rows - 1) / rows * call.windows_before(1);
+    for (int64 index = 0; index * call.slice < most_windows; index++) {
         parallel_for(call.parts * tasks, threads, [&](int64 i, int worker) {
             run_slice(call, i / tasks, i % tasks, index, scan.scratch + worker * scan.worker_scratch);
         });

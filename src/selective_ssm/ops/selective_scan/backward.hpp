@@ -17,8 +17,9 @@ struct Backward {
     float* d_maps;  // (parts, tasks, slice, WINDOW or L if that is less, 2, N)
     int64 parts, group_tasks, slice;
 
-    int64 windows() const { return (scan.length + WINDOW - 1) / WINDOW; }
-    int64 first_row(int64 part) const { return part * scan.batch / parts; }
+    // A part is a piece of some neighbouring rows.
+    int64 first_row(int64 rows) const { return rows * scan.batch * scan.pieces() / parts; }
+    int64 windows_before(int64 piece) const { return least(piece * scan.piece, scan.length + WINDOW - 1) / WINDOW; }
     int64 tasks() const { return scan.groups * group_tasks; }
     float* map_part(int64 part, int64 task, int64 window) const {
         const int64 tokens = scan.length < WINDOW ? scan.length : WINDOW;
@@ -31,18 +32,18 @@ enum { STEP, U, D_Y, Y, D_DRIVE, D_STEP, VECTORS_OF_TOKEN };
 
 // What a worker holds of a block.
 struct Work {
-    float* tokens;  // (WIDTH / LANES, WINDOW, VECTORS_OF_TOKEN) vectors
+    float* tokens;  // (width / LANES, WINDOW, VECTORS_OF_TOKEN) vectors
     float* notes;  // (1 + WINDOW, 2, STATES) vectors: of each token the state before it and its decay
     float *sums_B, *sums_C;  // (WINDOW, STATES) vectors
     float *B, *C;  // (WINDOW, N)
-    float *rates, *state, *carry, *fixed_B, *fixed_C;  // (N, WIDTH)
+    float *rates, *state, *carry, *fixed_B, *fixed_C;  // (N, width)
     float *d_rates, *d_channels, *d_fixed_B, *d_fixed_C, *carried;  // of Backward, those of the part at hand
 
     Work(const Backward& call, int64 part, float* memory) {
         const int64 states = call.scan.states, size = states * call.scan.stride();
         const auto take = [&](int64 count) { memory += count; return memory - count; };
-        const int64 group = WINDOW * STATES * LANES, map = WINDOW * states, matrix = states * WIDTH;
-        tokens = take(WINDOW * WIDTH * VECTORS_OF_TOKEN);
+        const int64 group = WINDOW * STATES * LANES, map = WINDOW * states, matrix = states * call.scan.width;
+        tokens = take(WINDOW * call.scan.width * VECTORS_OF_TOKEN);
         notes = take(2 * (group + STATES * LANES)), sums_B = take(group), sums_C = take(group);
         B = take(map), C = take(map);
         rates = take(matrix), state = take(matrix), carry = take(matrix);
@@ -53,13 +54,6 @@ struct Work {
         d_channels = call.d_channels + part * 2 * call.scan.stride();
     }
     float* token(int v, int t) const { return tokens + (v * WINDOW + t) * VECTORS_OF_TOKEN * LANES; }
-};
-
-// Neighbouring places of one sequence, inside a window.
-struct Segment {
-    int64 batch, sequence, place;
-    int tokens;
-    bool begins, ends;  // the sequence
 };
 
 // Where a task sums over channels, at some token; its first block begins the sums.
@@ -80,7 +74,7 @@ struct Pass {
     const int64 n;
     const int v, channel, tokens;
 
-    float* matrix(float* of, int i) const { return of + (n + i) * WIDTH + channel; }
+    float* matrix(float* of, int i) const { return of + (n + i) * scan.width + channel; }
 
     void forward() const {
         Floats rate[COUNT], h[COUNT];

@@ -4,6 +4,8 @@
 
 namespace {
 
+constexpr int64 WIDTH = 64;  // channels that a task serves
+
 struct Step {
     Rows u, delta, z, B, C, out;  // `batch` is the stride of rows; z may be absent
     float* state;
