@@ -14,6 +14,7 @@ import torch
 from selective_ssm.data.tokenizers import Tokenizer
 from selective_ssm.errors import UserError
 from selective_ssm.generation.bookmarks import Bookmark
+from selective_ssm.generation.graphs import Steps
 from selective_ssm.generation.job import Wishes
 from selective_ssm.generation.loop import Loop
 from selective_ssm.generation.prefixes import PrefixStore
@@ -49,6 +50,8 @@ class Engine:
         prefix_bytes: memory for states of prompts that were read; prompts that begin alike go on from them.
         run_ahead: whether a step's tokens are looked at only when the next step is on its way, so that the device does
             not wait for the host; by default on a GPU.
+        graphs: whether steps run from CUDA graphs; by default on a GPU. One is made when a step first has so many texts
+            with such settings (see `warm_up`), and all anew when parameters have changed while nothing was to do.
         clock: seconds, for deadlines and the counters.
 
     Raises:
@@ -74,6 +77,7 @@ class Engine:
         max_queue: int | None = None,
         prefix_bytes: int = 0,
         run_ahead: bool | None = None,
+        graphs: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         known = _known_ids(model, tokenizer)
@@ -88,14 +92,19 @@ class Engine:
         self._lock = threading.RLock()
         self._busy = 0.0
         self._prefixes = PrefixStore(prefix_bytes) if prefix_bytes else None
+        is_on_gpu = model.embedding.weight.is_cuda
+        if graphs and not is_on_gpu:
+            raise UserError("graphs are made on a GPU only, and the model is not on one: leave them out")
         with untracked():
             self._slots = Slots(model, slots, known)
+        self._steps = Steps(model, self._slots, uses_graphs=is_on_gpu if graphs is None else graphs)
         self._loop = Loop(
             model,
             self._slots,
+            self._steps,
             budget=prefill_budget,
             prefixes=self._prefixes,
-            runs_ahead=model.embedding.weight.is_cuda if run_ahead is None else run_ahead,
+            runs_ahead=is_on_gpu if run_ahead is None else run_ahead,
             clock=clock,
         )
 
@@ -161,6 +170,16 @@ class Engine:
                 raise QueueFull(f"{waiting} texts wait already, and no more may: try again when some are done")
             self._loop.submit(job)
         return Request(job, self.step, self._loop.called_off.append, lambda: self._thread)
+
+    def warm_up(self, *, logprobs: bool = False, **sampling: Unpack[SamplingOptions]) -> None:
+        """Make the CUDA graphs for texts with such settings now, so that the first ones do not wait for them.
+
+        Args:
+            logprobs: as in `submit`.
+            sampling: as in `submit`.
+        """
+        with self._lock, untracked():
+            self._steps.warm_up(Sampling(**sampling).needs._replace(logprobs=logprobs))
 
     def step(self) -> bool:
         """Read some tokens of the prompts, and write one token of every text whose prompt is read.

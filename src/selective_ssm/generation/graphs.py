@@ -1,13 +1,20 @@
-"""Steps as CUDA graphs: one launch in the place of hundreds."""
+"""Steps as CUDA graphs: one launch in the place of hundreds.
+
+Legend: B rows: some of the slots, and padding.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from selective_ssm.generation.sampling import Needs
+from selective_ssm.generation.slots import Slots, advance, sizes_up_to
+from selective_ssm.models import LanguageModel
 from selective_ssm.ops.constants import Constants
 from selective_ssm.ops.driver import overlapping
 
@@ -54,3 +61,65 @@ class Graph(Generic[T]):
         """Run it on the current stream; the result is overwritten by the next run."""
         self._graph.replay()
         return self._result
+
+
+class Steps:
+    """Writes one more token in some slots: as `slots.advance`, and on a GPU from a graph for each B and each work.
+
+    Graphs are made when first needed, and anew when the model's parameters have changed since.
+
+    Args:
+        model: what writes.
+        slots: where.
+        uses_graphs: whether there are graphs; slots must then be on a GPU.
+    """
+
+    def __init__(self, model: LanguageModel, slots: Slots, *, uses_graphs: bool) -> None:
+        self._model, self._slots, self._uses_graphs = model, slots, uses_graphs
+        self._graphs: dict[tuple[int, Needs], Graph[tuple[Tensor, Tensor | None]]] = {}
+        self._made_from: list[tuple[int, int]] = []
+        self._pool: _POOL_HANDLE | None = None
+
+    def __call__(self, rows: Tensor, needs: Needs) -> tuple[Tensor, Tensor | None]:
+        """One more token.
+
+        Args:
+            rows: (B,) int64, from `Slots.rows`.
+            needs: what some row needs.
+
+        Returns:
+            The tokens (B,), and their log-probabilities (B,) where needed, in memory that the next step writes to.
+        """
+        if not self._uses_graphs:
+            return advance(self._model, self._slots, rows, needs)
+        graph = self._graphs.get((len(rows), needs)) or self._captured(rows, needs)
+        return graph()
+
+    def look_at_parameters(self) -> None:
+        """Let go of graphs that were made from other parameters than those there are."""
+        if self._uses_graphs:
+            there = [(one.data_ptr(), one._version) for one in self._parameters()]
+            if there != self._made_from:
+                self._graphs.clear()
+                self._made_from = there
+
+    def warm_up(self, needs: Needs) -> None:
+        """Make the graphs for every number of rows."""
+        for size in sizes_up_to(self._slots.count) if self._uses_graphs else ():
+            rows = self._slots.rows([-1] * size)
+            if (size, needs) not in self._graphs:
+                self._captured(rows, needs)
+
+    def _parameters(self) -> list[Tensor]:
+        return [*self._model.parameters(), *self._model.buffers()]
+
+    def _captured(self, rows: Tensor, needs: Needs) -> Graph[tuple[Tensor, Tensor | None]]:
+        """While it is captured all rows are padding, so that nothing is written."""
+        wanted = rows.clone()
+        rows.fill_(-1)
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        step = partial(advance, self._model, self._slots, rows, needs)
+        graph = Graph(step, self._parameters(), rows.device, self._pool)
+        rows.copy_(wanted)
+        self._graphs[len(rows), needs] = graph
+        return graph

@@ -14,10 +14,11 @@ from selective_ssm.generation import schedule
 from selective_ssm.generation.bookmarks import Bookmark
 from selective_ssm.generation.digest import extend
 from selective_ssm.generation.flight import Flight
+from selective_ssm.generation.graphs import Steps
 from selective_ssm.generation.job import Finish, Job
 from selective_ssm.generation.prefixes import PrefixStore
 from selective_ssm.generation.sampling import Needs
-from selective_ssm.generation.slots import Slots, advance, read
+from selective_ssm.generation.slots import Slots, read
 from selective_ssm.generation.stats import Spans
 from selective_ssm.models import LanguageModel
 
@@ -39,6 +40,7 @@ class Loop:
     Args:
         model: what reads and writes.
         slots: where.
+        steps: what writes a token in some of them.
         budget: the most tokens of prompts that a step reads.
         prefixes: where states of prompts are kept.
         runs_ahead: whether a step's tokens are looked at only when the next step is on its way.
@@ -49,13 +51,14 @@ class Loop:
         self,
         model: LanguageModel,
         slots: Slots,
+        steps: Steps,
         *,
         budget: int,
         prefixes: PrefixStore | None,
         runs_ahead: bool,
         clock: Callable[[], float],
     ) -> None:
-        self._model, self._slots = model, slots
+        self._model, self._slots, self._steps = model, slots, steps
         self._budget, self._prefixes, self._runs_ahead, self._clock = budget, prefixes, runs_ahead, clock
         self._flight: Flight | None = None
         self._batch = _Batch([], torch.empty(0), Needs())
@@ -105,6 +108,8 @@ class Loop:
 
     def _admit(self) -> None:
         """First come, first served."""
+        if self.queue and not (self.reading or self.running):
+            self._steps.look_at_parameters()
         while self.queue and self.free and not self._is_being_read(self.queue[0]):
             self._begin(self.queue.popleft())
 
@@ -167,7 +172,7 @@ class Loop:
         if jobs != self._batch.jobs:
             rows = self._slots.rows([job.slot for job in jobs])
             self._batch = _Batch(jobs, rows, Needs.of_all(job.needs for job in jobs))
-        tokens, logprobs = advance(self._model, self._slots, self._batch.rows, self._batch.needs)
+        tokens, logprobs = self._steps(self._batch.rows, self._batch.needs)
         for job in jobs:
             job.asked += 1
         return Flight(jobs, tokens, logprobs)

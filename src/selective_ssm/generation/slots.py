@@ -74,8 +74,8 @@ class Slots:
         return copy
 
     def rows(self, slots: Sequence[int]) -> Tensor:
-        """The slots as rows, (B,) int64, padded to a power of two or S; in the same memory for each B."""
-        size = min(1 << (len(slots) - 1).bit_length(), self.count)
+        """The slots as rows, (B,) int64, padded to one of `sizes_up_to` S; in the same memory for each B."""
+        size = next(one for one in sizes_up_to(self.count) if one >= len(slots))
         padded = [*slots, *[-1] * (size - len(slots))]
         if size not in self._rows:
             self._rows[size] = torch.empty(size, dtype=torch.int64, device=self.pending.device)
@@ -84,6 +84,16 @@ class Slots:
     def tensor(self, numbers: Sequence[int]) -> Tensor:
         """Whole numbers, (n,) int64, where the slots are; the device is not waited for."""
         return _pinned(numbers, self.pending.device).to(self.pending.device, non_blocking=True)
+
+
+def sizes_up_to(count: int) -> list[int]:
+    """The numbers of rows that steps have, where there are so many slots: few, as each may have a graph of its own.
+
+    Example:
+        >>> sizes_up_to(12)
+        [1, 2, 4, 8, 12]
+    """
+    return [*(1 << power for power in range((count - 1).bit_length())), count]
 
 
 def read(model: LanguageModel, slots: Slots, of: Sequence[int], chunks: Sequence[Sequence[int]]) -> None:
