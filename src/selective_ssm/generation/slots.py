@@ -130,7 +130,7 @@ def advance(model: LanguageModel, slots: Slots, rows: Tensor, needs: Needs) -> t
     tokens = sample(logits[:, : slots.known], slots.settings.rows(rows), position, needs, seen)
     slots.pending[rows] = tokens
     if needs.penalty:
-        slots.seen[rows, tokens] = True
+        slots.seen[rows, tokens] = torch.ones_like(rows, dtype=torch.bool)  # a number would come from the host
     return tokens, log_probabilities(logits, tokens) if needs.logprobs else None
 
 

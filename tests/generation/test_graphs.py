@@ -1,0 +1,92 @@
+"""Steps from CUDA graphs write what steps without them write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from selective_ssm.errors import UserError
+from selective_ssm.generation.engine import Engine
+from selective_ssm.generation.slots import sizes_up_to
+from selective_ssm.layers import MambaConfig, S6Config
+from selective_ssm.models import LanguageModel, LanguageModelConfig
+from selective_ssm.ops import nvrtc
+
+needs_gpu = pytest.mark.skipif(nvrtc.explain() is not None, reason=str(nvrtc.explain()))
+CONFIG = LanguageModelConfig(d_model=64, n_layer=2, vocab_size=101, pattern=(MambaConfig(ssm=S6Config(d_state=8)),))
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0.0},
+    "drawn": {},
+    "cut": {"top_k": 20, "top_p": 0.9, "min_p": 0.01},
+    "penalised": {"temperature": 0.7, "repetition_penalty": 1.3},
+    "with log-probabilities": {"logprobs": True},
+}
+
+
+@pytest.fixture
+def model() -> Iterator[LanguageModel]:
+    torch.manual_seed(0)
+    yield LanguageModel(CONFIG).to("cuda", torch.bfloat16).eval()
+
+
+def written(model: LanguageModel, way: dict[str, Any], **options: Any) -> list[tuple[list[int], list[float] | None]]:
+    """Prompts of all lengths, more than there are slots, each with its own seed and number of tokens."""
+    engine = Engine(model, slots=6, prefill_budget=50, **options)
+    prompts = [[(7 * i + j) % 101 for j in range(1 + 11 * i % 40)] for i in range(15)]
+    requests = [engine.submit(one, max_new_tokens=9 + i % 5, seed=i, **way) for i, one in enumerate(prompts)]
+    results = [request.result() for request in requests]
+    return [(one.ids, one.logprobs) for one in results]
+
+
+@needs_gpu
+@pytest.mark.parametrize("way", WAYS)
+def test_graphs_change_nothing(model: LanguageModel, way: str) -> None:
+    plain = written(model, WAYS[way], graphs=False, run_ahead=False)
+    assert written(model, WAYS[way]) == plain
+    assert written(model, WAYS[way], run_ahead=False) == plain
+
+
+@needs_gpu
+def test_steps_allocate_nothing_once_there_are_graphs(model: LanguageModel) -> None:
+    engine = Engine(model, slots=8)
+    engine.warm_up(temperature=0)
+    requests = [engine.submit([1, 2, 3], max_new_tokens=100, temperature=0) for _ in range(8)]
+
+    def allocated() -> int:
+        torch.cuda.synchronize()
+        return torch.cuda.memory_stats()["allocation.all.allocated"]
+
+    with torch.inference_mode():
+        for _ in range(5):
+            engine.step()
+        before = allocated()
+        for _ in range(50):
+            engine.step()
+        assert allocated() == before
+    assert len({tuple(request.result().ids) for request in requests}) == 1
+
+
+@needs_gpu
+def test_graphs_are_made_anew_when_parameters_change(model: LanguageModel) -> None:
+    engine = Engine(model, slots=1)
+    for _ in range(2):
+        wanted = Engine(model, slots=1, graphs=False).submit([5, 6], max_new_tokens=20, temperature=0).result().ids
+        assert engine.submit([5, 6], max_new_tokens=20, temperature=0).result().ids == wanted
+        with torch.no_grad():
+            for layer in model.backbone.layers:
+                layer.mixer.ssm.A_log.add_(1)
+                layer.mixer.in_proj.weight.mul_(-1)
+                layer.mixer.in_proj.weight = torch.nn.Parameter(layer.mixer.in_proj.weight.clone())
+
+
+def test_graphs_on_a_cpu_are_refused() -> None:
+    with pytest.raises(UserError, match="graphs are made on a GPU only"):
+        Engine(LanguageModel(CONFIG), graphs=True)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 2]), (3, [1, 2, 3]), (16, [1, 2, 4, 8, 16])])
+def test_numbers_of_rows(count: int, sizes: list[int]) -> None:
+    assert sizes_up_to(count) == sizes
