@@ -22,6 +22,7 @@ from selective_ssm.generation.sampling import (
     keep_likely,
     log_probabilities,
     sample,
+    streams,
     uniform,
     weights_of,
 )
@@ -141,13 +142,18 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_what_they_need(dtype: to
     logits = torch.randn(len(MIXED), 300).to(torch.bfloat16).to(dtype)
     seen = torch.rand(len(MIXED), 300) < 0.2
     together_needs = Needs.of_all(one.needs for one in MIXED)
-    assert together_needs == Needs(draw=True, ranked=ALL, penalty=True)
+    assert together_needs == Needs(draw=True, ranked=ALL, likely=True, penalty=True)
     for position in range(20):
         positions = torch.full((len(MIXED),), position)
         together = sample(logits, Settings.of(MIXED), positions, together_needs, seen)
         for row, one in enumerate(MIXED):
             alone = slice(row, row + 1)
-            for needs in {one.needs, one.needs._replace(draw=True), one.needs._replace(draw=True, ranked=ALL)}:
+            for needs in {
+                one.needs,
+                one.needs._replace(draw=True),
+                one.needs._replace(draw=True, ranked=ALL),
+                together_needs,
+            }:
                 token = sample(logits[alone], Settings.of([one]), positions[alone], needs, seen[alone])
                 assert token.item() == together[row].item(), (one, needs)
 
@@ -164,7 +170,7 @@ def test_numbers_are_uniform_and_independent_of_the_neighbouring_position_and_se
     positions = torch.arange(100_000)
 
     def numbers_of(seed: int, positions: Tensor) -> Tensor:
-        return uniform(torch.full_like(positions, seed), positions).double() / 2**24
+        return uniform(streams(torch.full_like(positions, seed)), positions).double() / 2**24
 
     numbers = numbers_of(0, positions)
     assert numbers.min() > 0
@@ -188,7 +194,7 @@ def test_numbers_are_those_of_splitmix64() -> None:
     for seed in (0, 1, -1, 2**63 - 1, -(2**63)):
         for position in (0, 1, 2**40, 2**63 - 1):
             bits = mixed((mixed(seed % 2**64) + 0x9E3779B97F4A7C15 * position) % 2**64) >> 40
-            assert uniform(torch.tensor([seed]), torch.tensor([position])).item() == bits + 1
+            assert uniform(streams(torch.tensor([seed])), torch.tensor([position])).item() == bits + 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")

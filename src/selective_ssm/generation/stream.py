@@ -144,7 +144,7 @@ def generate(
     """
     rows = _rows(prompts)
     options = [_options(sampling, row, len(rows)) for row in range(len(rows))]
-    slots = min(batch, len(rows)) or 1
+    slots = min(batch, max(len(rows), 1))
     is_shared = len({row if isinstance(row, str) else tuple(row) for row in rows}) < len(rows)
     prefix_bytes = (slots + 1) * model.init_state(1).nbytes if is_shared else 0
     engine = Engine(model, tokenizer, slots=slots, prefix_bytes=prefix_bytes)
