@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from selective_ssm.data import ByteTokenizer
 from selective_ssm.errors import UserError
 from selective_ssm.generation import Bookmark, Engine, QueueFull, Request, Sampling
+from selective_ssm.generation.digest import START, extend
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 from tests.generation.oracle import shared_model, untrained_model, written_alone
 
@@ -71,7 +72,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(EVENTS, st.integers(1, 5), st.sampled_from([1, 3, 7, 1000]), st.booleans(), st.sampled_from([0, 10**5, 10**7]))
 def test_whatever_comes_and_goes_a_text_is_what_it_is_alone(
     events: list[tuple[Any, ...]], slots: int, budget: int, ahead: bool, prefix_bytes: int
@@ -157,9 +158,37 @@ def test_a_step_ahead_asks_for_no_more_tokens_than_wanted(monkeypatch: pytest.Mo
     last = engine.submit([1], max_new_tokens=5, temperature=0)
     (first, *_) = last.result().ids
     steps = 0
-    assert engine.submit([1], temperature=0, stop_ids=[first]).result().ids == [first]
+    ended = engine.submit([1], temperature=0, stop_ids=[first])
+    beside = engine.submit([1], max_new_tokens=4)
     engine.run()
-    assert steps == 2, "the one after the end was on its way, and is dropped"
+    assert ended.result().ids == [first]
+    assert steps == 4, "the token after the end was on its way with the other text's, and is dropped"
+    assert len(beside.result().ids) == 4
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("end", ["stop id", "cancelled", "deadline", "length"])
+def test_a_bookmark_goes_on_whatever_ended_the_text(end: str, ahead: bool) -> None:
+    clock = Clock()
+    engine = Engine(shared_model(), slots=2, run_ahead=ahead, clock=clock)
+    wishes: dict[str, Any] = {"stop_ids": alone(1)[3:4]} if end == "stop id" else {}
+    request = ask(engine, 1, keep_state=True, deadline=3, max_new_tokens=4 if end == "length" else LONGEST, **wishes)
+    beside = ask(engine, 2, max_new_tokens=LONGEST)
+    for _ in range(4):
+        engine.step()
+    if end == "cancelled":
+        request.cancel()
+    clock.now = 5 if end == "deadline" else 0
+    one = request.result()
+    assert (one.ids, one.finish) == (alone(1)[:4], "end" if end == "stop id" else end)
+    assert one.state is not None
+    assert one.state.digest == extend(START, CASES[1][0] + one.ids)[-1]
+    for _ in range(2):  # a bookmark may be used again
+        rest = engine.submit([], state=one.state, max_new_tokens=LONGEST - 4, keep_state=True).result()
+        assert one.ids + rest.ids == alone(1)
+        assert rest.state is not None
+        assert rest.state.digest == extend(START, CASES[1][0] + alone(1))[-1]
+    assert beside.result().ids == alone(2)
 
 
 def test_prompts_that_begin_alike_are_read_once() -> None:
