@@ -148,12 +148,8 @@ def test_a_row_does_not_depend_on_its_neighbours_nor_on_what_they_need(dtype: to
         together = sample(logits, Settings.of(MIXED), positions, together_needs, seen)
         for row, one in enumerate(MIXED):
             alone = slice(row, row + 1)
-            for needs in {
-                one.needs,
-                one.needs._replace(draw=True),
-                one.needs._replace(draw=True, ranked=ALL),
-                together_needs,
-            }:
+            for beside in MIXED:
+                needs = Needs.of_all([one.needs, beside.needs])
                 token = sample(logits[alone], Settings.of([one]), positions[alone], needs, seen[alone])
                 assert token.item() == together[row].item(), (one, needs)
 
