@@ -25,8 +25,9 @@ MOST_VECTORS = {torch.bfloat16: 128, torch.float16: 128, torch.float32: 8}
 _FOLDER = Path(__file__).parent
 _SMALL = 256
 """Outputs: so few that few.cu serves any number of vectors, since tiles of many.cu would leave most of a GPU idle."""
-_LARGE = 16384
-"""Outputs, of many vectors: so many that torch's products take little longer than it takes to read the weight."""
+_LARGE = 1 << 22
+"""Numbers of a weight beyond which many vectors are torch's: blocks of its products that read the same share what they read,
+so that its products take little longer than reading the weight."""
 _VECTOR_BYTES = 16
 
 
@@ -43,7 +44,7 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     (vectors, inputs), outputs, dtype = x.shape, len(weight), x.dtype
     return (
         vectors <= MOST_VECTORS.get(dtype, 0)
-        and (_is_served_by_few(vectors, outputs) or (outputs <= _LARGE and _is_aligned(x)))
+        and (_is_served_by_few(vectors, outputs) or (weight.numel() <= _LARGE and _is_aligned(x)))
         and (weight.data_ptr() | inputs * dtype.itemsize | weight.stride(0) * dtype.itemsize) % _VECTOR_BYTES == 0
         and (bias is None or bias.dtype == dtype)
     )

@@ -22,11 +22,13 @@ PLACES = 16
 FEW = 8
 """Vectors for which half of the places serve."""
 
-_MULTIPROCESSORS = 132  # of the largest GPUs
-_STEPS_OF_ONE_TILE = (3, 4)  # of a warp; with fewer, or more, it takes two
-_MOST_ON_THEIR_WAY = 8  # tiles times steps: each is a vector in a thread's registers
+_WANTED_WARPS = 2048  # of all blocks: with what is on its way to so many, memory is busy
 _MOST_SPLIT = 16
-_MANY_TILES, _MOST_SPLIT_OF_MANY = 4096, 8  # there are warps enough, and smaller blocks leave sooner
+_MOST_ON_THEIR_WAY = 8  # tiles times steps: each is a vector in a thread's registers
+_VERY_FEW_TILES = 32  # a product is over soon after it began: the fewer warps a block has the sooner it begins
+_TILES_IN_PAIRS = 1024  # there are teams enough if each takes two
+_MANY_TILES, _SPLIT_OF_MANY, _SHARE_OF_MANY = 4096, 8, 3  # warps abound, and small blocks leave sooner
+_MULTIPROCESSORS = 132  # of the largest GPUs
 _BLOCK_WARPS = 4  # of a block at least, where there are blocks enough
 
 
@@ -75,15 +77,16 @@ def overridden(**fields: Any) -> Generator[None]:
 def plan(vectors: int, outputs: int, inputs: int, itemsize: int) -> Plan:
     """The plan for a weight (N, K) of numbers of `itemsize` bytes and M vectors.
 
-    K is split until a warp has at most three steps of it; a thread's few loads are then all on their way at once. Where
-    steps are fewer still, or cannot be made as few, a warp takes two tiles, if there are tiles enough. So it does for
-    more than eight vectors, since x is then more to read than a tile.
+    K is split until there are warps enough to keep memory busy, and as far as a warp still has a step. Where tiles are
+    very few it is split only until a warp's loads are all on their way at once, where they are very many until it has
+    three steps. A warp takes two tiles where there are many, and for more than eight vectors, since x is then more to
+    read than a tile.
 
     Example:
         >>> plan(1, outputs=3072, inputs=768, itemsize=2)
         Plan(tiles=1, ahead=3, split=8, groups=1)
-        >>> plan(1, outputs=2048, inputs=4096, itemsize=2)
-        Plan(tiles=2, ahead=4, split=16, groups=1)
+        >>> plan(1, outputs=8192, inputs=2048, itemsize=2)
+        Plan(tiles=2, ahead=4, split=4, groups=1)
     """
     chosen = _plan(vectors, outputs, inputs, itemsize)
     return replace(chosen, **_overridden) if _overridden else chosen
@@ -92,15 +95,23 @@ def plan(vectors: int, outputs: int, inputs: int, itemsize: int) -> Plan:
 @functools.lru_cache(1024)
 def _plan(vectors: int, outputs: int, inputs: int, itemsize: int) -> Plan:
     all_tiles, steps = -(-outputs // TILE), -(-inputs * itemsize // STEP_BYTES)
-    has_many = all_tiles >= _MANY_TILES
+    is_in_pairs = _TILES_IN_PAIRS <= all_tiles < _MANY_TILES
     split = 1
-    while steps > 3 * split and split < (_MOST_SPLIT_OF_MANY if has_many else _MOST_SPLIT):
+    while 2 * split <= min(steps, _MOST_SPLIT) and not _is_split_enough(all_tiles >> is_in_pairs, split, steps):
         split *= 2
+    is_wide = vectors > FEW and -(-vectors // PLACES) * all_tiles > _MULTIPROCESSORS
+    tiles = 2 if is_in_pairs or is_wide else 1
     share = -(-steps // split)
-    wants_two = vectors > FEW or not (has_many or share in _STEPS_OF_ONE_TILE)
-    tiles = 2 if wants_two and -(-vectors // PLACES) * all_tiles > _MULTIPROCESSORS else 1
     rounds = -(-share * tiles // _MOST_ON_THEIR_WAY)
     groups = 1
     while groups * split < _BLOCK_WARPS and all_tiles >= groups * tiles * _MULTIPROCESSORS:
         groups *= 2
     return Plan(tiles, -(-share // rounds), split, groups)
+
+
+def _is_split_enough(teams: int, split: int, steps: int) -> bool:
+    if teams >= _MANY_TILES:
+        return split == _SPLIT_OF_MANY or steps <= _SHARE_OF_MANY * split
+    if teams < _VERY_FEW_TILES:
+        return steps <= _MOST_ON_THEIR_WAY * split
+    return teams * split >= _WANTED_WARPS
