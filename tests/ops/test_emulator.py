@@ -151,6 +151,25 @@ def test_eight_numbers_are_loaded_and_stored(run: Run, dtype: torch.dtype) -> No
     assert torch.equal(run(body, x, size=256), x.float())
 
 
+@pytest.mark.parametrize("order", emulator.ORDERS)
+def test_lanes_look_at_each_other_and_add_to_one_place(run: Run, order: str | int) -> None:
+    body = """
+    uint32* const sum = reinterpret_cast<uint32*>(memory);
+    if (i == 0) *sum = 0;
+    sync_block();
+    const uint32 before = add_shared(sum, i);
+    sync_block();
+    const uint64 wide = (1ull << 40) + i;
+    p.y[i] = before + i <= *sum ? *sum : -1;
+    p.y[64 + i] = shuffle(wide, 5) - (1ull << 40);
+    p.y[128 + i] = shuffle_up(wide, 3) - (1ull << 40);
+    """
+    sums, fifth, up = run(body, size=192, threads=64, order=order).view(3, 2, 32)
+    assert (sums == 63 * 32).all()
+    assert (fifth == torch.tensor([[5.0], [37.0]])).all()
+    assert (up == torch.tensor([*range(3), *range(29)]) + torch.tensor([[0.0], [32.0]])).all()
+
+
 def test_fast_functions_know_no_subnormal_numbers(run: Run) -> None:
     x = torch.tensor([-127.0, -126.0, 2.0**127, 0.5])
     y = run("if (i < 4) p.y[i] = i < 2 ? exp2_fast(p.x[i]) : reciprocal_fast(p.x[i]);", x, size=4)

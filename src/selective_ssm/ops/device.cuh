@@ -104,9 +104,20 @@ __device__ __forceinline__ float sigmoid(float x) { return reciprocal_fast(1.0f 
 
 // ---- threads ------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+// What lane `from` of the warp gives; what the lane gives whose number differs in the bits of a mask; what the lane so many
+// places lower gives, or, where there is none, x itself.
+template <class T> __device__ __forceinline__ T shuffle(T x, int from) { return __shfl_sync(0xffffffffu, x, from); }
+template <class T> __device__ __forceinline__ T shuffle_xor(T x, int mask) {
+    return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+template <class T> __device__ __forceinline__ T shuffle_up(T x, int places) {
+    return __shfl_up_sync(0xffffffffu, x, places);
+}
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
+
+// Adds to what lies in shared memory, whoever else does so too; returns what was there before.
+__device__ __forceinline__ uint32 add_shared(uint32* to, uint32 x) { return atomicAdd(to, x); }
 
 // The block's dynamic shared memory, aligned to a vector.
 __device__ __forceinline__ char* shared_memory() {
