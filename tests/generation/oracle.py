@@ -9,9 +9,9 @@ from functools import cache
 import torch
 
 from selective_ssm.generation import Sampling
-from selective_ssm.generation.sampling import streams, uniform
 from selective_ssm.layers import MambaConfig, MLPConfig
 from selective_ssm.models import LanguageModel, LanguageModelConfig
+from selective_ssm.ops.sample.reference import stream_of, uniform
 
 VOCABULARY = 257
 
@@ -67,7 +67,7 @@ def drawn_with_margin(logits: Sequence[float], sampling: Sampling, position: int
     if sampling.temperature == 0:
         best = next(iter(candidates(logits, sampling, seen)))
         return best, logits[best] - max(x for id, x in enumerate(logits) if id != best)
-    number = uniform(streams(torch.tensor([sampling.seed])), torch.tensor([position])).item() / 2**24
+    number = uniform(torch.tensor([stream_of(sampling.seed)]), torch.tensor([position])).item() / 2**24
     reached, margin, found = 0.0, math.inf, None
     for id, probability in candidates(logits, sampling, seen).items():
         reached += probability

@@ -12,20 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selective_ssm.errors import UserError
-from selective_ssm.generation.sampling import (
-    ALL,
-    Needs,
-    Sampling,
-    Settings,
-    draw,
-    keep_best,
-    keep_likely,
-    log_probabilities,
-    sample,
-    streams,
-    uniform,
-    weights_of,
-)
+from selective_ssm.generation.sampling import ALL, Needs, Sampling, Settings
+from selective_ssm.generation.sampling import sample as sample_with_logprobs
 from tests.generation import oracle
 
 LOGITS = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]).log()
@@ -39,6 +27,11 @@ MIXED = [
     Sampling(temperature=0, repetition_penalty=2.0),
     Sampling(temperature=1.4, min_p=0.1, repetition_penalty=0.8, seed=2**63 - 1),
 ]
+
+
+def sample(logits: Tensor, settings: Settings, position: Tensor, needs: Needs, seen: Tensor | None = None) -> Tensor:
+    """The tokens alone."""
+    return sample_with_logprobs(logits, settings, position, needs, seen)[0]
 
 
 def frequencies(sampling: Sampling, logits: Tensor = LOGITS, draws: int = DRAWS) -> Tensor:
@@ -162,37 +155,6 @@ def test_the_seed_and_the_position_decide() -> None:
     assert first.tolist() == again.tolist() != other.tolist()
 
 
-def test_numbers_are_uniform_and_independent_of_the_neighbouring_position_and_seed() -> None:
-    positions = torch.arange(100_000)
-
-    def numbers_of(seed: int, positions: Tensor) -> Tensor:
-        return uniform(streams(torch.full_like(positions, seed)), positions).double() / 2**24
-
-    numbers = numbers_of(0, positions)
-    assert numbers.min() > 0
-    assert numbers.max() <= 1
-    counts = (numbers * 20).ceil().long().bincount(minlength=21)[1:]
-    chi_square = ((counts - 5000.0).square() / 5000).sum()
-    assert chi_square < 50  # 19 degrees of freedom: 50 is passed once in 7,000 seeds
-    for seed, shift in ((0, 1), (1, 0), (-1, 0), (2**32, 0)):
-        correlation = torch.corrcoef(torch.stack([numbers, numbers_of(seed, positions + shift)]))[0, 1]
-        assert abs(correlation) < 5 / math.sqrt(100_000)
-
-
-def test_numbers_are_those_of_splitmix64() -> None:
-    """Against the generator written out in Python's own integers, at both ends of the range."""
-
-    def mixed(x: int) -> int:
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
-        return x ^ (x >> 31)
-
-    for seed in (0, 1, -1, 2**63 - 1, -(2**63)):
-        for position in (0, 1, 2**40, 2**63 - 1):
-            bits = mixed((mixed(seed % 2**64) + 0x9E3779B97F4A7C15 * position) % 2**64) >> 40
-            assert uniform(streams(torch.tensor([seed])), torch.tensor([position])).item() == bits + 1
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
 def test_a_gpu_chooses_the_same_tokens() -> None:
     """Weights may differ in their last bits, which moves a token once in millions."""
@@ -203,44 +165,6 @@ def test_a_gpu_chooses_the_same_tokens() -> None:
         logits.cuda(), Settings(*(x.cuda() for x in Settings.of(rows))), positions.cuda(), needs, seen.cuda()
     )
     assert torch.equal(there.cpu(), sample(logits, Settings.of(rows), positions, needs, seen))
-
-
-def test_the_smallest_and_the_largest_number_draw_tokens_that_are_possible() -> None:
-    weights = torch.tensor([[0, 3, 0, 5, 0]])
-    assert draw(weights, torch.tensor([1])).item() == 1
-    assert draw(weights, torch.tensor([2**24])).item() == 3
-
-
-def test_shares_of_large_totals_are_exact() -> None:
-    """2¹⁷ tokens alike: half of them is where the number one half falls."""
-    weights = weights_of(torch.zeros(1, 2**17), torch.ones(1))
-    assert draw(weights, torch.tensor([2**23])).item() == 2**16 - 1
-    assert draw(weights, torch.tensor([2**23 + 1])).item() == 2**16
-
-
-def test_cuts_keep_at_least_the_best_and_exactly_k_of_equals() -> None:
-    equal, all_of_it = weights_of(torch.zeros(1, 8), torch.ones(1)), 2**24
-
-    def kept(k: int, p: int, ranked: int) -> list[int]:
-        return keep_best(equal, torch.tensor([k]), torch.tensor([p]), ranked).nonzero()[:, 1].tolist()
-
-    assert kept(3, all_of_it, 4) == kept(3, all_of_it, ALL) == [0, 1, 2]
-    assert kept(ALL, all_of_it // 2, ALL) == [0, 1, 2, 3]
-    assert kept(ALL, 1, ALL) == [0]
-    assert keep_likely(equal, torch.tensor([all_of_it])).count_nonzero() == 8
-
-
-def test_logits_that_are_no_numbers_still_give_an_id() -> None:
-    logits = torch.full((1, 5), math.nan)
-    for one in MIXED:
-        assert 0 <= sample(logits, Settings.of([one]), torch.tensor([1]), one.needs, torch.ones(1, 5).bool()).item() < 5
-
-
-def test_log_probabilities_are_the_models_own() -> None:
-    logits, tokens = torch.randn(4, 9).to(torch.bfloat16), torch.tensor([0, 3, 8, 2])
-    rows = zip(logits.tolist(), tokens.tolist(), strict=True)
-    expected = [math.log(math.exp(row[id]) / sum(map(math.exp, row))) for row, id in rows]
-    torch.testing.assert_close(log_probabilities(logits, tokens), torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

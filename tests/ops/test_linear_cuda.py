@@ -223,9 +223,10 @@ def served(call: Callable[[], Any]) -> bool:
     return len(wanted_by(call, cuda)) == 1
 
 
-def test_the_kernels_serve_few_vectors_of_whole_rows() -> None:
+def test_the_kernels_serve_few_vectors_of_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = drawn(129, 48, 24, BF16)
-    large = torch.ones(16392, 48, dtype=BF16)
+    large = torch.ones(600, 48, dtype=BF16)
+    monkeypatch.setattr(cuda, "_LARGE", large.numel() - 1)
     assert served(lambda: linear(x[:128], weight, bias))
     assert served(lambda: linear(x[0], weight))
     assert served(lambda: linear(x[:8].float(), weight.float()))
@@ -258,7 +259,7 @@ def test_plans_fit(vectors: int, outputs: int, inputs: int, itemsize: int) -> No
     assert chosen.threads <= 512
     assert chosen.ahead * chosen.tiles <= 8, "vectors in a thread's registers"
     assert chosen.ahead * chosen.split < steps + chosen.split, "nobody sends for what there is not"
-    assert chosen.split == 1 or steps > chosen.split
+    assert chosen.split <= steps
     assert chosen.groups == 1 or outputs > 64 * chosen.rows
     assert chosen.rows == TILE * chosen.tiles * chosen.groups
 

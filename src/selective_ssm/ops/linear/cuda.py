@@ -26,8 +26,7 @@ _FOLDER = Path(__file__).parent
 _SMALL = 256
 """Outputs: so few that few.cu serves any number of vectors, since tiles of many.cu would leave most of a GPU idle."""
 _LARGE = 1 << 22
-"""Numbers of a weight beyond which many vectors are torch's: blocks of its products that read the same share what they read,
-so that its products take little longer than reading the weight."""
+"""Numbers of a weight beyond which many vectors are torch's: blocks of its products share what they read alike."""
 _VECTOR_BYTES = 16
 
 
