@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,9 +26,9 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def model() -> Iterator[LanguageModel]:
+def model() -> LanguageModel:
     torch.manual_seed(0)
-    yield LanguageModel(CONFIG).to("cuda", torch.bfloat16).eval()
+    return LanguageModel(CONFIG).to("cuda", torch.bfloat16).eval()
 
 
 def written(model: LanguageModel, way: dict[str, Any], **options: Any) -> list[tuple[list[int], list[float] | None]]:

@@ -116,6 +116,20 @@ def test_a_warp_transposes_a_matrix(run: Run) -> None:
     assert torch.equal(run(body, x, size=64).view(8, 8), x.float().T)
 
 
+def test_a_warp_loads_matrices(run: Run) -> None:
+    x = whole_numbers(4, 8, 8, dtype=torch.bfloat16)
+    body = """
+    for (int j = 0; j < 8; j++) memory[8 * lane + j] = p.x[8 * lane + j];
+    uint32 m[4];
+    load_matrices(m, memory + 8 * lane);
+    for (int j = 0; j < 4; j++) {
+        p.y[64 * j + 2 * lane] = low_half<bf16>(m[j]);
+        p.y[64 * j + 2 * lane + 1] = high_half<bf16>(m[j]);
+    }
+    """
+    assert torch.equal(run(body, x, size=256).view(4, 8, 8), x.float())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_numbers_are_rounded_to_nearest(run: Run, dtype: torch.dtype) -> None:
     x = torch.cat(
@@ -203,6 +217,17 @@ def test_copies_arrive_when_they_are_waited_for(run: Run, pending: int) -> None:
     assert y[arrived:].isnan().all()
 
 
+def test_zeros_are_copied_where_nothing_is_wanted(run: Run) -> None:
+    x = 1 + torch.arange(8.0)
+    body = """
+    for (int v = 0; v < 2; v++) copy_async_if(v == 1, memory + 4 * v, p.x + 4 * v);
+    commit_copies();
+    wait_copies<0>();
+    for (int j = 0; j < 8; j++) p.y[j] = memory[j];
+    """
+    assert run(body, x, size=8, threads=1).tolist() == [0, 0, 0, 0, 5, 6, 7, 8]
+
+
 def test_uncommitted_copies_are_not_waited_for(run: Run) -> None:
     assert run("copy_async(memory, p.x); wait_copies<0>(); *p.y = *memory;", whole_numbers(4), threads=1).isnan()
 
@@ -225,6 +250,7 @@ MISTAKES = {
     "*reinterpret_cast<Vector*>(memory + i) = Vector{};": "thread 1: .*:7 uses .* not aligned to 16 bytes",
     "copy_async(memory + 1, p.x);": "copy_async at line 7 is given .* not aligned to a vector",
     "copy_async(memory + 256, p.x);": "copy_async at line 7 is given 16 bytes at .* not in shared memory",
+    "uint32 m[4]; load_matrices(m, p.x);": "load_matrices at line 7 is given 16 bytes at .* not in shared memory",
     "float v[8]; v[7 + i] = p.n; p.y[0] = v[i];": "thread 1: .*:7 uses entry 8 of a shorter array",
     "p.y[0] = int(gridDim.x) * 2000000000;": ":7 has a result that its whole number cannot hold",
     "if (lane < 16) sync_warp();": "lanes 0-15 wait in sync_warp at line 7, but lanes 16-31 have returned",

@@ -64,6 +64,7 @@ def launches() -> list[Wanted]:
         causal_conv1d_step(states[3], x[:, 0], weight, one, activation="silu", backend="cuda")
         for rows in (torch.ones(1, 64), torch.ones(1, 64).half(), torch.ones(16, 64).bfloat16()):
             linear(rows, rows[:1])
+        linear(torch.ones(17, 64).half(), torch.ones(300, 64).half())
 
     return wanted_by(call, *BACKENDS)
 
@@ -82,7 +83,7 @@ def test_kernels_that_are_said_to_wait_do() -> None:
         found = re.search(rf"__global__[^;{{]* {one.name}\(.*?\n}}\n", one.source.read_text(), re.DOTALL)
         assert found
         assert ("let_next_begin();\n    wait_for_previous();\n" in found[0]) == one.waits, one.name
-    waiting = {"forward", "linear", "causal_conv1d_step", "selective_scan_step"}
+    waiting = {"forward", "linear", "linear_many", "causal_conv1d_step", "selective_scan_step"}
     assert {one.name for one in launches() if one.waits} == waiting, "all that a token takes"
 
 

@@ -36,7 +36,6 @@ class ModelState:
 
     Attributes:
         position: (slots,) int64, how many tokens each sequence has had.
-        layers: the state of each layer, slots first in each of its tensors.
 
     Example:
         >>> state = ModelState.from_layers([(torch.zeros(2, 3), torch.ones(2, 4, 5))], torch.tensor([7, 9]))
@@ -48,9 +47,9 @@ class ModelState:
     """
 
     position: Tensor
-    layers: tuple[State, ...]
     _buffers: dict[torch.dtype, Tensor]
     _places: tuple[tuple[_Place, ...], ...]
+    _layers: list[State]  # none before they are asked for
 
     @classmethod
     def from_layers(cls, layers: Iterable[State], position: Tensor) -> ModelState:
@@ -77,11 +76,22 @@ class ModelState:
     def _of(
         cls, buffers: dict[torch.dtype, Tensor], places: tuple[tuple[_Place, ...], ...], position: Tensor
     ) -> ModelState:
-        def view(place: _Place) -> Tensor:
-            end = place.start + torch.Size(place.shape).numel()
-            return buffers[place.dtype][:, place.start : end].unflatten(1, place.shape)
+        state = cls(position, buffers, places, [])
+        if any(buffer.requires_grad for buffer in buffers.values()):
+            _ = state.layers  # made here, where gradients are recorded
+        return state
 
-        return cls(position, tuple(tuple(map(view, own)) for own in places), buffers, places)
+    @property
+    def layers(self) -> tuple[State, ...]:
+        """The state of each layer, slots first in each of its tensors: views, made when first asked for."""
+        if not self._layers:
+
+            def view(place: _Place) -> Tensor:
+                end = place.start + torch.Size(place.shape).numel()
+                return self._buffers[place.dtype][:, place.start : end].unflatten(1, place.shape)
+
+            self._layers[:] = [tuple(map(view, own)) for own in self._places]
+        return tuple(self._layers)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._of, (self._buffers, self._places, self.position)  # the layers are views again, not copies

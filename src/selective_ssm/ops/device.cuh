@@ -122,6 +122,12 @@ __device__ __forceinline__ uint32 shared_address(const void* x) { return uint32(
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 }
+// The same, or zeros where it is not wanted.
+__device__ __forceinline__ void copy_async_if(bool wanted, void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(wanted ? 16 : 0)
+                 : "memory");
+}
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending> __device__ __forceinline__ void wait_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
@@ -152,6 +158,14 @@ __device__ __forceinline__ uint32 transpose(uint32 pair) {
     uint32 transposed;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
     return transposed;
+}
+
+// Four 8 x 8 matrices of 16-bit numbers from shared memory: lane i says where row i % 8 of matrix i / 8 lies, on a vector's
+// boundary, and gets of each matrix row i / 4, columns 2 (i % 4) and the next.
+__device__ __forceinline__ void load_matrices(uint32 (&m)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(shared_address(row)));
 }
 
 // d += a b for (16, 16) a and (16, 8) b of 16 bits, as mma.m16n8k16 lays them out over a warp: with g = lane / 4 and

@@ -202,11 +202,16 @@ __device__ __forceinline__ uint32 shared_address(const void* x, int line = __bui
     return uint32(static_cast<const char*>(x) - emulator::shared());
 }
 
-__device__ __forceinline__ void copy_async(void* shared, const void* global, int line = __builtin_LINE()) {
+__device__ __forceinline__ void copy_async_if(bool wanted, void* shared, const void* global,
+                                              int line = __builtin_LINE()) {
+    static const Vector zeros = {};
     emulator::check_aligned(shared, "copy_async", line);
     emulator::check_aligned(global, "copy_async", line);
     emulator::check_shared(shared, sizeof(Vector), "copy_async", line);
-    emulator::copy(shared, global, sizeof(Vector), line);
+    emulator::copy(shared, wanted ? global : &zeros, sizeof(Vector), line);
+}
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int line = __builtin_LINE()) {
+    copy_async_if(true, shared, global, line);
 }
 __device__ __forceinline__ void commit_copies() { emulator::commit(); }
 template <int pending> __device__ __forceinline__ void wait_copies(int line = __builtin_LINE()) {
@@ -227,6 +232,14 @@ __device__ __forceinline__ uint32 transpose(uint32 pair, int line = __builtin_LI
     const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
     const auto at = [&](int r, int c) { return warp[r * 4 + c / 2] >> (c % 2 * 16) & 0xffffu; };
     return at(column, row) | at(column + 1, row) << 16;
+}
+
+__device__ __forceinline__ void load_matrices(uint32 (&m)[4], const void* row, int line = __builtin_LINE()) {
+    emulator::check_aligned(row, "load_matrices", line);
+    emulator::check_shared(row, sizeof(Vector), "load_matrices", line);
+    const auto warp = emulator::exchange(*static_cast<const Vector*>(row), "load_matrices", line);
+    const int lane = threadIdx.x % emulator::lane_count;
+    for (int i = 0; i < 4; i++) m[i] = warp[8 * i + lane / 4].word[lane % 4];
 }
 
 template <class T>
