@@ -36,7 +36,7 @@ def add_arguments(parser: Parser) -> None:
     add("--prompt", type=str, default="", help="the text to go on from; - reads it from the standard input")
     add("--prompts", type=str, help="a file of prompts, one a line, or a .jsonl; - reads them from the standard input")
     add("--output", type=str, help="where the answers to --prompts go, as JSON lines; by default the standard output")
-    add("--batch", type=PositiveInt, default=16, help="how many prompts of --prompts are worked on side by side")
+    add("--batch", type=PositiveInt, default=8, help="how many prompts are worked on at once; a GPU takes many more")
     add("--logprobs", action="store_true", help="tell the log-probability of each token of the answers to --prompts")
     add("--state", type=str, help="go on from where --save-state stopped")
     add("--save-state", type=str, help="the file to keep the end of the text in, to go on from; Ctrl-C keeps it too")

@@ -63,7 +63,7 @@ class Sampling:
 
     Example:
         >>> Sampling(temperature=0.7, top_k=50).needs
-        Needs(draw=True, ranked=64, penalty=False, logprobs=False)
+        Needs(draw=True, ranked=64, likely=False, penalty=False, logprobs=False)
     """
 
     temperature: float = 1.0
@@ -90,9 +90,11 @@ class Sampling:
     @property
     def needs(self) -> Needs:
         """The work that these settings ask for."""
-        draw = self.temperature > 0
+        penalty = self.repetition_penalty != 1
+        if self.temperature == 0:
+            return Needs(penalty=penalty)
         ranked = 1 << (self.top_k - 1).bit_length() if self.top_k else ALL if self.top_p < 1 else 0
-        return Needs(draw, ranked if draw else 0, self.repetition_penalty != 1)
+        return Needs(draw=True, ranked=ranked, likely=self.min_p > 0, penalty=penalty)
 
 
 class Needs(NamedTuple):
@@ -103,12 +105,14 @@ class Needs(NamedTuple):
     Attributes:
         draw: whether a token is drawn, and not always the most likely one taken.
         ranked: how many of the most likely tokens are put in order, for top-k and top-p.
+        likely: whether unlikely tokens are cut by min-p.
         penalty: whether tokens that were there before are made less likely.
         logprobs: whether log-probabilities are wanted.
     """
 
     draw: bool = False
     ranked: int = 0
+    likely: bool = False
     penalty: bool = False
     logprobs: bool = False
 
@@ -123,7 +127,7 @@ class Settings(NamedTuple):
 
     Attributes:
         real: (B, 2) fp32: temperature, repetition penalty.
-        whole: (B, 4) int64: seed, top-k, and the shares of top-p and min-p.
+        whole: (B, 4) int64: the seed's stream (`streams`), top-k, and the shares of top-p and min-p.
     """
 
     real: Tensor
@@ -133,8 +137,10 @@ class Settings(NamedTuple):
     def of(cls, rows: Sequence[Sampling]) -> Settings:
         """The settings of each row, on the CPU."""
         real = [(one.temperature, one.repetition_penalty) for one in rows]
-        whole = [(one.seed, one.top_k or ALL, _share(one.top_p), _share(one.min_p)) for one in rows]
-        return cls(torch.tensor(real, dtype=torch.float32), torch.tensor(whole, dtype=torch.int64))
+        seeds = torch.tensor([one.seed for one in rows], dtype=torch.int64)
+        cuts = [(one.top_k or ALL, _share(one.top_p), _share(one.min_p)) for one in rows]
+        whole = torch.cat([streams(seeds)[:, None], torch.tensor(cuts, dtype=torch.int64)], dim=1)
+        return cls(torch.tensor(real, dtype=torch.float32), whole)
 
     def rows(self, index: Tensor) -> Settings:
         """Those of some rows; a negative index counts from the end."""
@@ -161,7 +167,7 @@ def sample(logits: Tensor, settings: Settings, position: Tensor, needs: Needs, s
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     temperature, penalty = settings.real.unbind(1)
-    seed, top_k, top_p, min_p = settings.whole.unbind(1)
+    stream, top_k, top_p, min_p = settings.whole.unbind(1)
     if needs.penalty:
         assert seen is not None
         logits = penalised(logits, seen, penalty)
@@ -171,8 +177,9 @@ def sample(logits: Tensor, settings: Settings, position: Tensor, needs: Needs, s
     weights = weights_of(logits, temperature)
     if needs.ranked:
         weights = keep_best(weights, top_k, top_p, needs.ranked)
-    weights = keep_likely(weights, min_p)
-    return torch.where(temperature > 0, draw(weights, uniform(seed, position)), best)
+    if needs.likely:
+        weights = keep_likely(weights, min_p)
+    return torch.where(temperature > 0, draw(weights, uniform(stream, position)), best)
 
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -227,25 +234,29 @@ def keep_likely(weights: Tensor, p: Tensor) -> Tensor:
     return weights * (weights >= least[:, None])
 
 
-def uniform(seed: Tensor, position: Tensor) -> Tensor:
-    """Give each position its own whole number from 1 to 2²⁴, by hashing (seed, position) with splitmix64.
+def uniform(stream: Tensor, position: Tensor) -> Tensor:
+    """Give each position of a stream its own whole number from 1 to 2²⁴, by hashing both with splitmix64.
 
     Only 64-bit integer arithmetic is used, so that every device gives the same number.
 
     Args:
-        seed: int64, any shape.
+        stream: int64, any shape, the `streams` of seeds.
         position: int64, the same shape.
 
     Returns:
         int64 of that shape.
 
     Example:
-        >>> numbers = uniform(torch.tensor([5, 5, 6]), torch.tensor([1, 1, 1]))
+        >>> numbers = uniform(streams(torch.tensor([5, 5, 6])), torch.tensor([1, 1, 1]))
         >>> bool(numbers[0] == numbers[1]), bool(numbers[1] == numbers[2])
         (True, False)
     """
-    stream = _mixed(seed)
     return _shifted(_mixed(stream + _GOLDEN * position), 64 - _SHARE_BITS) + 1
+
+
+def streams(seeds: Tensor) -> Tensor:
+    """Where the numbers of each seed begin, int64 as the seeds: neighbouring seeds are far from each other."""
+    return _mixed(seeds)
 
 
 def draw(weights: Tensor, number: Tensor) -> Tensor:
