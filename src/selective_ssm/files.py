@@ -173,14 +173,18 @@ def read_tensors(path: str | Path, device: str | device = "cpu") -> dict[str, Te
     Raises:
         FileProblem: the file is missing, unreadable, empty, truncated or of another format.
     """
-    with in_words("read", path):
-        if os.path.getsize(path) == 0:
-            raise FileProblem(f"'{path}' is empty, a safetensors file was expected")
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as opened:
-                return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a mapping
-        except SafetensorError as error:
-            raise FileProblem(f"'{path}' is not a whole safetensors file (truncated or foreign): {error}") from error
+    with _opened(path, device) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, not a mapping
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Read the texts beside the tensors of a safetensors file, without the tensors.
+
+    Raises:
+        FileProblem: as in `read_tensors`.
+    """
+    with _opened(path, "cpu") as opened:
+        return opened.metadata() or {}
 
 
 def flush(path: Path) -> None:
@@ -281,6 +285,19 @@ def _remove_abandoned(path: Path) -> None:
             with contextlib.suppress(OSError), open(folder / _CLAIM, "ab") as claim:
                 _lock(claim.fileno(), wait=False)
                 shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, device: str | device) -> Generator[safe_open]:
+    """A safetensors file; what is wrong with it is said in words."""
+    with in_words("read", path):
+        if os.path.getsize(path) == 0:
+            raise FileProblem(f"'{path}' is empty, a safetensors file was expected")
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as opened:
+                yield opened
+        except SafetensorError as error:
+            raise FileProblem(f"'{path}' is not a whole safetensors file (truncated or foreign): {error}") from error
 
 
 def _as_os_error(error: SafetensorError) -> OSError:

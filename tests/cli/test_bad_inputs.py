@@ -105,11 +105,59 @@ def test_prompt_of_undecodable_bytes(
     assert "its byte 2 cannot be decoded" in refused(capsys, "generate", checkpoint, "--prompt", "-")
 
 
+def test_options_that_do_not_go_together(capsys: pytest.CaptureFixture[str], checkpoint: Path) -> None:
+    words = ("generate", checkpoint, "--prompts", "prompts.txt")
+    assert "--save-state is for one text, --prompts for many" in refused(capsys, *words, "--save-state", "state")
+    assert "--prompt is for one text, --prompts for many" in refused(capsys, *words, "--prompt", "text")
+    assert "--output is for the answers to --prompts" in refused(capsys, "generate", checkpoint, "--output", "out")
+    assert "--logprobs is for the answers to --prompts" in refused(capsys, "generate", checkpoint, "--logprobs")
+
+
+def test_bad_prompts(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, ids_checkpoint: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+
+    def told(line: str, folder: Path = checkpoint) -> str:
+        prompts.write_text(f'{{"prompt": "good"}}\n\n{line}\n')
+        return refused(capsys, "generate", folder, "--prompts", prompts)
+
+    assert f"{prompts}:3: unknown key 'temprature' (did you mean 'temperature'?)" in told('{"temprature": 1}')
+    assert f"{prompts}:3 is not a JSON line" in told('{"prompt": ')
+    assert f"{prompts}:3 must be a JSON object with a field 'prompt', got list" in told("[]")
+    assert f"{prompts}:3: the key 'prompt' of a line is missing" in told('{"seed": 1}')
+    assert f"{prompts}:3: prompt must be" in told('{"prompt": [1, "a"]}')
+    assert f"{prompts}:3: top_p must be above 0" in told('{"prompt": "a", "top_p": 2}')
+    assert f"{prompts}:3: token id 300 is outside" in told('{"prompt": [300]}')
+    prompts.write_text('{"prompt": [1]}\n{"prompt": "a"}')
+    assert f"{prompts}:2: the checkpoint has no tokenizer" in refused(
+        capsys, "generate", ids_checkpoint, "--prompts", prompts
+    )
+    prompts.write_text("\n")
+    assert "holds no prompts" in refused(capsys, "generate", checkpoint, "--prompts", prompts)
+    assert "no such file" in refused(capsys, "generate", checkpoint, "--prompts", tmp_path / "none")
+
+
+def test_bad_states(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path) -> None:
+    words = ("generate", checkpoint, "--state")
+    assert "holds no state" in refused(capsys, *words, checkpoint / "model.safetensors")
+    assert "no such file" in refused(capsys, *words, tmp_path / "none")
+    state = tmp_path / "state"
+    assert main(["generate", str(checkpoint), "--max-new-tokens", "1", "--save-state", str(state)]) == 0
+    capsys.readouterr()
+    assert "its weights were in float32" in refused(capsys, *words, state, "--dtype", "bf16")
+    state.write_bytes(state.read_bytes()[:-9])
+    assert "truncated" in refused(capsys, *words, state)
+
+
 def test_other_mistakes(capsys: pytest.CaptureFixture[str], checkpoint: Path, ids_checkpoint: Path) -> None:
     assert "too many words: 'more'" in refused(capsys, "generate", checkpoint, "more")
     assert "required: checkpoint" in refused(capsys, "generate")
     assert "--config takes them from" in refused(capsys, "train")
     assert "top_p must be above 0" in refused(capsys, "generate", checkpoint, "--top-p", "2")
+    assert "--stop-id must be a token id, got '3 x'" in refused(
+        capsys, "generate", checkpoint, "--stop-id", "3", "--stop-id", "x"
+    )
     assert "has no tokenizer" in refused(capsys, "evaluate", ids_checkpoint, "--data", "python_stdlib")
     assert "give token ids such as" in refused(capsys, "generate", ids_checkpoint, "--prompt", "text")
     assert "the device 'nowhere' cannot be used" in refused(capsys, "generate", checkpoint, "--device", "nowhere")

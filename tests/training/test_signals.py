@@ -26,6 +26,13 @@ def test_the_first_signal_is_kept_and_leaves_as_it_asks() -> None:
     assert left.value.code == 143
 
 
+def test_who_wants_to_know_is_told_at_once() -> None:
+    told: list[bool] = []
+    with StopSignals(lambda: told.append(True)) as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (told, signals.received) == ([True], signal.SIGINT)
+
+
 def test_a_second_ctrl_c_interrupts_at_once() -> None:
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGINT)

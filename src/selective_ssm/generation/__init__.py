@@ -1,6 +1,6 @@
 """Writing with a language model: load a checkpoint, go on from prompts, one at a time or many at once."""
 
-from selective_ssm.generation.bookmarks import Bookmark
+from selective_ssm.generation.bookmarks import Bookmark, load_state, save_state
 from selective_ssm.generation.engine import Engine, QueueFull
 from selective_ssm.generation.loading import load
 from selective_ssm.generation.request import Completion, Request
@@ -18,5 +18,7 @@ __all__ = [
     "Stats",
     "generate",
     "load",
+    "load_state",
+    "save_state",
     "stream",
 ]

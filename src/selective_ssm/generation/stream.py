@@ -144,14 +144,21 @@ def generate(
     """
     rows = _rows(prompts)
     options = [_options(sampling, row, len(rows)) for row in range(len(rows))]
-    slots = min(batch, max(len(rows), 1))
-    is_shared = len({row if isinstance(row, str) else tuple(row) for row in rows}) < len(rows)
-    prefix_bytes = (slots + 1) * model.init_state(1).nbytes if is_shared else 0
-    engine = Engine(model, tokenizer, slots=slots, prefix_bytes=prefix_bytes)
+    engine = engine_for(rows, model, tokenizer, batch)
     wishes: dict[str, Any] = {"max_new_tokens": max_new_tokens, "stop": stop, "stop_ids": stop_ids}
     wishes |= {"logprobs": logprobs, "keep_state": keep_state, "state": state}
     requests = [engine.submit(row, **wishes, **option) for row, option in zip(rows, options, strict=True)]
     return [request.result() for request in requests]
+
+
+def engine_for(
+    prompts: Sequence[str | Sequence[int]], model: LanguageModel, tokenizer: Tokenizer | None, batch: int
+) -> Engine:
+    """An engine with slots for so many texts at once, or for all; a prompt that is there several times is read once."""
+    slots = min(batch, len(prompts) or 1)
+    is_shared = len({one if isinstance(one, str) else tuple(one) for one in prompts}) < len(prompts)
+    prefix_bytes = (slots + 1) * model.init_state(1).nbytes if is_shared else 0
+    return Engine(model, tokenizer, slots=slots, prefix_bytes=prefix_bytes)
 
 
 def _rows(prompts: str | Sequence[Any]) -> list[str | Sequence[int]]:

@@ -1,9 +1,10 @@
-"""Asking a run to stop: SIGTERM and Ctrl-C are noted, and acted on between two steps."""
+"""Asking for an end: SIGTERM and Ctrl-C are noted, and acted on between two steps."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -13,9 +14,13 @@ class StopSignals:
 
     A second Ctrl-C interrupts at once, for a person who does not want to wait for the step to end. Outside the main
     thread, where Python allows no handlers, nothing is caught.
+
+    Args:
+        tell: what to call when one comes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[], object] = lambda: None) -> None:
+        self._tell = tell
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -45,3 +50,4 @@ class StopSignals:
         if self.received is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = self.received or signal.Signals(number)
+        self._tell()
