@@ -9,7 +9,7 @@ CONSTRAINT := $(VENV)/torch.txt
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: .venv native check test test-slow test-sanitizers test-cuda bench-cuda bench-cpu demo clean FORCE
+.PHONY: .venv native check test test-slow test-sanitizers test-cuda soak bench-cuda bench-cpu demo clean FORCE
 
 .venv: $(INSTALLED)
 
@@ -62,6 +62,10 @@ test-sanitizers: $(INSTALLED)
 test-cuda: $(INSTALLED)
 	$(BIN)/python -m pytest tests/ops
 	$(BIN)/python -m tests.ops.wide_grid --count 3000 --seconds 120
+
+# Ten thousand requests through an engine, and a million tokens in one text.
+soak: native
+	$(BIN)/python -m tests.generation.soak
 
 bench-cuda: $(INSTALLED)
 	for subject in scan conv norm step host first-call blocks lengths model decode generate; do \

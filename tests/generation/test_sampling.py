@@ -1,22 +1,42 @@
-"""Sampling: the distribution that is drawn from, the cuts, the determinism."""
+"""Sampling: against the plainest way, the distribution that is drawn from, and rows that do not know of each other."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from selective_ssm.errors import UserError
-from selective_ssm.generation.sampling import Sampler, draw, keep_min_p, keep_top_k, keep_top_p, uniform
+from selective_ssm.generation.sampling import ALL, Needs, Sampling, Settings
+from selective_ssm.generation.sampling import sample as sample_with_logprobs
+from tests.generation import oracle
 
 LOGITS = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05]).log()
 DRAWS = 20_000
+MIXED = [
+    Sampling(temperature=0),
+    Sampling(),
+    Sampling(temperature=0.7, top_k=5),
+    Sampling(top_p=0.8, min_p=0.02, seed=-3),
+    Sampling(top_k=9, top_p=0.9, repetition_penalty=1.3),
+    Sampling(temperature=0, repetition_penalty=2.0),
+    Sampling(temperature=1.4, min_p=0.1, repetition_penalty=0.8, seed=2**63 - 1),
+]
 
 
-def frequencies(sampler: Sampler, logits: Tensor = LOGITS, draws: int = DRAWS) -> Tensor:
-    tokens = sampler(logits.expand(draws, -1), torch.arange(draws))
+def sample(logits: Tensor, settings: Settings, position: Tensor, needs: Needs, seen: Tensor | None = None) -> Tensor:
+    """The tokens alone."""
+    return sample_with_logprobs(logits, settings, position, needs, seen)[0]
+
+
+def frequencies(sampling: Sampling, logits: Tensor = LOGITS, draws: int = DRAWS) -> Tensor:
+    settings = Settings.of([sampling] * draws)
+    tokens = sample(logits.expand(draws, -1), settings, torch.arange(draws), sampling.needs)
     return tokens.bincount(minlength=logits.shape[-1]) / draws
 
 
@@ -27,91 +47,124 @@ def assert_frequencies(found: Tensor, expected: list[float], draws: int = DRAWS)
 
 
 @pytest.mark.parametrize(
-    ("sampler", "expected"),
+    ("sampling", "expected"),
     [
-        (Sampler(), [0.5, 0.2, 0.15, 0.1, 0.05]),
-        (Sampler(top_k=2), [5 / 7, 2 / 7, 0, 0, 0]),
-        (Sampler(top_k=99), [0.5, 0.2, 0.15, 0.1, 0.05]),
-        (Sampler(top_p=0.69), [5 / 7, 2 / 7, 0, 0, 0]),
-        (Sampler(top_p=0.71), [50 / 85, 20 / 85, 15 / 85, 0, 0]),
-        (Sampler(top_p=1e-9), [1, 0, 0, 0, 0]),
-        (Sampler(min_p=0.25), [50 / 85, 20 / 85, 15 / 85, 0, 0]),
-        (Sampler(min_p=1.0), [1, 0, 0, 0, 0]),
-        (Sampler(top_k=3, top_p=0.7), [5 / 7, 2 / 7, 0, 0, 0]),
-        (Sampler(temperature=0.5), [p * p / 0.325 for p in (0.5, 0.2, 0.15, 0.1, 0.05)]),
-        (Sampler(temperature=1e-30), [1, 0, 0, 0, 0]),
-        (Sampler(temperature=0), [1, 0, 0, 0, 0]),
+        (Sampling(), [0.5, 0.2, 0.15, 0.1, 0.05]),
+        (Sampling(top_k=2), [5 / 7, 2 / 7, 0, 0, 0]),
+        (Sampling(top_k=99), [0.5, 0.2, 0.15, 0.1, 0.05]),
+        (Sampling(top_p=0.69), [5 / 7, 2 / 7, 0, 0, 0]),
+        (Sampling(top_p=0.71), [50 / 85, 20 / 85, 15 / 85, 0, 0]),
+        (Sampling(top_p=1e-9), [1, 0, 0, 0, 0]),
+        (Sampling(min_p=0.25), [50 / 85, 20 / 85, 15 / 85, 0, 0]),
+        (Sampling(min_p=1.0), [1, 0, 0, 0, 0]),
+        (Sampling(top_k=3, top_p=0.7), [5 / 7, 2 / 7, 0, 0, 0]),
+        (Sampling(temperature=0.5), [p * p / 0.325 for p in (0.5, 0.2, 0.15, 0.1, 0.05)]),
+        (Sampling(temperature=1e-50), [1, 0, 0, 0, 0]),
+        (Sampling(temperature=0), [1, 0, 0, 0, 0]),
     ],
     ids=str,
 )
-def test_draws_follow_the_distribution(sampler: Sampler, expected: list[float]) -> None:
-    assert_frequencies(frequencies(sampler), expected)
+def test_draws_follow_the_distribution(sampling: Sampling, expected: list[float]) -> None:
+    assert_frequencies(frequencies(sampling), expected)
 
 
 def test_a_high_temperature_makes_all_tokens_alike() -> None:
-    assert_frequencies(frequencies(Sampler(temperature=1e6)), [0.2] * 5)
+    assert_frequencies(frequencies(Sampling(temperature=1e6)), [0.2] * 5)
 
 
 def test_order_of_the_vocabulary_does_not_matter() -> None:
     order = torch.tensor([3, 0, 4, 2, 1])
-    found = frequencies(Sampler(top_p=0.71), LOGITS[order])
+    found = frequencies(Sampling(top_p=0.71), LOGITS[order])
     assert_frequencies(found, [0, 50 / 85, 0, 15 / 85, 20 / 85])
 
 
-def test_draws_depend_on_seed_and_position_only() -> None:
+@pytest.mark.parametrize("sampling", MIXED, ids=str)
+def test_draws_over_many_seeds_pass_a_chi_square_test(sampling: Sampling) -> None:
+    logits, seen = 2 * torch.randn(40, dtype=torch.float64), set(range(0, 40, 3))
+    rows = [replace(sampling, seed=seed) for seed in range(DRAWS)]
+    seen_rows = torch.zeros(40, dtype=torch.bool)
+    seen_rows[list(seen)] = True
+    tokens = sample(
+        logits.expand(DRAWS, -1),
+        Settings.of(rows),
+        torch.full((DRAWS,), 9),
+        sampling.needs,
+        seen_rows.expand(DRAWS, -1),
+    )
+    expected = oracle.candidates(logits.tolist(), sampling, seen)
+    counts = tokens.bincount(minlength=40).tolist()
+    assert {id for id, count in enumerate(counts) if count} <= set(expected)
+    likely = {id: p for id, p in expected.items() if p * DRAWS >= 5}
+    chi_square = sum((counts[id] - p * DRAWS) ** 2 / (p * DRAWS) for id, p in likely.items())
+    degrees = max(len(likely) - 1, 1)
+    assert chi_square < degrees + 5 * math.sqrt(2 * degrees)  # mean and deviation of that distribution
+
+
+@given(
+    st.integers(0, 2**32),
+    st.sampled_from([0, 0.3, 1.0, 2.5]),
+    st.integers(0, 70),
+    st.sampled_from([0.05, 0.5, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.05, 0.5]),
+    st.sampled_from([0.7, 1.0, 1.5]),
+    st.integers(-(2**63), 2**63 - 1),
+)
+def test_tokens_are_those_of_the_plainest_way(
+    key: int, temperature: float, top_k: int, top_p: float, min_p: float, penalty: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(key)
+    logits = 3 * torch.randn(1, 60, dtype=torch.float64, generator=generator)
+    seen = torch.rand(1, 60, generator=generator) < 0.3
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty, seed=seed
+    )
+    sampling = replace(sampling, **vars_as_fp32(sampling))
+    found = sample(logits, Settings.of([sampling]), torch.tensor([key % 1000]), sampling.needs, seen).item()
+    there = set(seen[0].nonzero()[:, 0].tolist())
+    assert found == oracle.drawn(logits[0].tolist(), sampling, key % 1000, there)
+
+
+def vars_as_fp32(sampling: Sampling) -> dict[str, float]:
+    """What is kept in fp32, as it is then."""
+    return {name: torch.tensor(vars(sampling)[name]).item() for name in ("temperature", "repetition_penalty")}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_its_neighbours_nor_on_what_they_need(dtype: torch.dtype) -> None:
+    """Rounded to bf16 many logits are equal, and which of them are cut must not depend on how they are ranked."""
+    logits = torch.randn(len(MIXED), 300).to(torch.bfloat16).to(dtype)
+    seen = torch.rand(len(MIXED), 300) < 0.2
+    together_needs = Needs.of_all(one.needs for one in MIXED)
+    assert together_needs == Needs(draw=True, ranked=ALL, likely=True, penalty=True)
+    for position in range(20):
+        positions = torch.full((len(MIXED),), position)
+        together = sample(logits, Settings.of(MIXED), positions, together_needs, seen)
+        for row, one in enumerate(MIXED):
+            alone = slice(row, row + 1)
+            for beside in MIXED:
+                needs = Needs.of_all([one.needs, beside.needs])
+                token = sample(logits[alone], Settings.of([one]), positions[alone], needs, seen[alone])
+                assert token.item() == together[row].item(), (one, needs)
+
+
+def test_the_seed_and_the_position_decide() -> None:
     logits, positions = torch.randn(64, 50), torch.arange(64)
-    together = Sampler(seed=3)(logits, positions)
-    alone = [int(Sampler(seed=3)(logits[i : i + 1], positions[i : i + 1])) for i in range(64)]
-    assert together.tolist() == alone
-    assert (Sampler(seed=4)(logits, positions) != together).any()
-
-
-def test_numbers_are_uniform_and_independent_of_the_neighbouring_position_and_seed() -> None:
-    positions = torch.arange(100_000)
-    numbers = uniform(0, positions)
-    assert numbers.min() > 0
-    assert numbers.max() <= 1
-    counts = (numbers * 20).ceil().long().bincount(minlength=21)[1:]
-    chi_square = ((counts - 5000.0).square() / 5000).sum()
-    assert chi_square < 50  # 19 degrees of freedom: 50 is passed once in 7,000 seeds
-    for other in (uniform(0, positions + 1), uniform(1, positions), uniform(-1, positions), uniform(2**32, positions)):
-        correlation = torch.corrcoef(torch.stack([numbers, other]))[0, 1]
-        assert abs(correlation) < 5 / math.sqrt(100_000)
-
-
-def test_numbers_are_those_of_splitmix64() -> None:
-    """Against the generator written out in Python's own integers, at both ends of the range."""
-
-    def mixed(x: int) -> int:
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
-        return x ^ (x >> 31)
-
-    for seed in (0, 1, -1, 2**63 - 1, -(2**63)):
-        for position in (0, 1, 2**40, 2**63 - 1):
-            bits = mixed((mixed(seed % 2**64) + 0x9E3779B97F4A7C15 * position) % 2**64) >> 40
-            assert uniform(seed, torch.tensor([position])).item() == (bits + 1) / 2**24
+    first, again, other = (
+        sample(logits, Settings.of([Sampling(seed=s)] * 64), positions, Needs(True)) for s in (3, 3, 4)
+    )
+    assert first.tolist() == again.tolist() != other.tolist()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
-def test_a_gpu_gives_the_same_numbers() -> None:
-    positions = torch.arange(100_000)
-    for seed in (0, -1, 2**63 - 1):
-        assert torch.equal(uniform(seed, positions.cuda()).cpu(), uniform(seed, positions))
-
-
-def test_the_smallest_and_the_largest_number_draw_tokens_that_are_possible() -> None:
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf]])
-    assert draw(logits, torch.tensor([2.0**-24])).item() == 1
-    assert draw(logits, torch.tensor([1.0])).item() == 3
-
-
-def test_cuts_keep_at_least_the_best_and_exactly_k_of_equals() -> None:
-    equal = torch.zeros(1, 8)
-    assert keep_top_k(equal, 3).isfinite().sum() == 3
-    assert keep_top_p(equal, 0.5).isfinite().sum() == 4
-    assert keep_top_p(equal, 1e-12).isfinite().sum() == 1
-    assert keep_min_p(equal, 1.0).isfinite().sum() == 8
+def test_a_gpu_chooses_the_same_tokens() -> None:
+    """Weights may differ in their last bits, which moves a token once in millions."""
+    logits, positions = 3 * torch.randn(700, 500), torch.arange(700)
+    rows, seen = MIXED * 100, torch.rand(700, 500) < 0.1
+    needs = Needs.of_all(one.needs for one in MIXED)
+    there = sample(
+        logits.cuda(), Settings(*(x.cuda() for x in Settings.of(rows))), positions.cuda(), needs, seen.cuda()
+    )
+    assert torch.equal(there.cpu(), sample(logits, Settings.of(rows), positions, needs, seen))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +178,11 @@ def test_cuts_keep_at_least_the_best_and_exactly_k_of_equals() -> None:
         ("top_p", 1.1),
         ("min_p", -0.1),
         ("min_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.inf),
         ("seed", 2**63),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"^{name} must be"):
-        Sampler(**{name: value})  # pyright: ignore[reportArgumentType]
+        Sampling(**{name: value})  # pyright: ignore[reportArgumentType]

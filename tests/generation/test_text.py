@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -12,13 +12,23 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from selective_ssm.data import ByteTokenizer, TokenizersTokenizer
 from selective_ssm.errors import UserError
-from selective_ssm.generation.text import StopGate, text_pieces
+from selective_ssm.generation.text import StopGate, TextStream
 
 BYTES = ByteTokenizer()
 
 
+def streamed(text: TextStream, ids: Iterable[int]) -> list[str]:
+    """The pieces, until the text stops."""
+    given = []
+    for one in ids:
+        given.append(text.feed(one))
+        if text.is_stopped:
+            break
+    return [piece for piece in (*given, text.rest()) if piece]
+
+
 def pieces(content: bytes, *stop: str) -> list[str]:
-    return list(text_pieces(BYTES.encode(content), BYTES, StopGate(stop), after=BYTES.end))
+    return streamed(TextStream(BYTES, stop, after=BYTES.end), BYTES.encode(content))
 
 
 @given(st.text())
@@ -49,16 +59,15 @@ def test_nothing_is_held_back_longer_than_needed() -> None:
     assert not gate.closed
 
 
-def test_no_more_tokens_are_taken_than_needed() -> None:
-    taken: list[int] = []
-
-    def ids() -> Iterator[int]:
-        for one in b"abcdef":
-            taken.append(one)
-            yield one
-
-    assert "".join(text_pieces(ids(), BYTES, StopGate(["cd"]), after=BYTES.end)) == "ab"
-    assert bytes(taken) == b"abcd"
+def test_a_stop_string_is_noticed_with_its_last_token_and_nothing_comes_after() -> None:
+    text = TextStream(BYTES, ["cd"], after=BYTES.end)
+    assert [(text.feed(one), text.is_stopped) for one in b"abcd"] == [
+        ("a", False),
+        ("b", False),
+        ("", False),
+        ("", True),
+    ]
+    assert text.feed(ord("e")) + text.rest() == ""
 
 
 def test_an_empty_stop_string_is_refused() -> None:
@@ -73,8 +82,8 @@ def test_spaces_between_the_tokens_of_a_word_level_tokenizer_are_kept() -> None:
     backend.pre_tokenizer = pre_tokenizers.Metaspace()
     backend.decoder = decoders.Metaspace()
     tokenizer = TokenizersTokenizer(backend)
-    assert list(text_pieces([2, 1], tokenizer, StopGate(()), after=1)) == [" two", " one"]
-    assert list(text_pieces([2, 1], tokenizer, StopGate(()), after=tokenizer.end)) == ["two", " one"]
+    assert streamed(TextStream(tokenizer, after=1), [2, 1]) == [" two", " one"]
+    assert streamed(TextStream(tokenizer, after=tokenizer.end), [2, 1]) == ["two", " one"]
 
 
 def test_characters_spelt_by_the_byte_tokens_of_a_vocabulary_come_whole() -> None:
@@ -87,7 +96,7 @@ def test_characters_spelt_by_the_byte_tokens_of_a_vocabulary_come_whole() -> Non
     tokenizer = TokenizersTokenizer(backend)
     spelt = [3 + byte for byte in "€é".encode()]
     ids = [1, *spelt, 2, 1, *spelt]
-    streamed = list(text_pieces(ids, tokenizer, StopGate(()), after=tokenizer.end))
-    assert streamed == ["one", "€", "é", " two", " one", "€", "é"]
-    assert tokenizer.decode(ids).decode() == "".join(streamed) == backend.decode(ids)
+    pieces = streamed(TextStream(tokenizer, after=tokenizer.end), ids)
+    assert pieces == ["one", "€", "é", " two", " one", "€", "é"]
+    assert tokenizer.decode(ids).decode() == "".join(pieces) == backend.decode(ids)
     assert tokenizer.decode([tokenizer.end, *spelt[:2]]) == "€".encode()[:2]

@@ -116,6 +116,20 @@ def test_a_warp_transposes_a_matrix(run: Run) -> None:
     assert torch.equal(run(body, x, size=64).view(8, 8), x.float().T)
 
 
+def test_a_warp_loads_matrices(run: Run) -> None:
+    x = whole_numbers(4, 8, 8, dtype=torch.bfloat16)
+    body = """
+    for (int j = 0; j < 8; j++) memory[8 * lane + j] = p.x[8 * lane + j];
+    uint32 m[4];
+    load_matrices(m, memory + 8 * lane);
+    for (int j = 0; j < 4; j++) {
+        p.y[64 * j + 2 * lane] = low_half<bf16>(m[j]);
+        p.y[64 * j + 2 * lane + 1] = high_half<bf16>(m[j]);
+    }
+    """
+    assert torch.equal(run(body, x, size=256).view(4, 8, 8), x.float())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_numbers_are_rounded_to_nearest(run: Run, dtype: torch.dtype) -> None:
     x = torch.cat(
@@ -135,6 +149,25 @@ def test_eight_numbers_are_loaded_and_stored(run: Run, dtype: torch.dtype) -> No
     body = "float v[8]; load8(p.x + 8 * i, v); store8(memory + 8 * i, v);"
     body += "load8(memory + 8 * i, v); store8(p.y + 8 * i, v);"
     assert torch.equal(run(body, x, size=256), x.float())
+
+
+@pytest.mark.parametrize("order", emulator.ORDERS)
+def test_lanes_look_at_each_other_and_add_to_one_place(run: Run, order: str | int) -> None:
+    body = """
+    uint32* const sum = reinterpret_cast<uint32*>(memory);
+    if (i == 0) *sum = 0;
+    sync_block();
+    const uint32 before = add_shared(sum, i);
+    sync_block();
+    const uint64 wide = (1ull << 40) + i;
+    p.y[i] = before + i <= *sum ? *sum : -1;
+    p.y[64 + i] = shuffle(wide, 5) - (1ull << 40);
+    p.y[128 + i] = shuffle_up(wide, 3) - (1ull << 40);
+    """
+    sums, fifth, up = run(body, size=192, threads=64, order=order).view(3, 2, 32)
+    assert (sums == 63 * 32).all()
+    assert (fifth == torch.tensor([[5.0], [37.0]])).all()
+    assert (up == torch.tensor([*range(3), *range(29)]) + torch.tensor([[0.0], [32.0]])).all()
 
 
 def test_fast_functions_know_no_subnormal_numbers(run: Run) -> None:
@@ -203,6 +236,17 @@ def test_copies_arrive_when_they_are_waited_for(run: Run, pending: int) -> None:
     assert y[arrived:].isnan().all()
 
 
+def test_zeros_are_copied_where_nothing_is_wanted(run: Run) -> None:
+    x = 1 + torch.arange(8.0)
+    body = """
+    for (int v = 0; v < 2; v++) copy_async_if(v == 1, memory + 4 * v, p.x + 4 * v);
+    commit_copies();
+    wait_copies<0>();
+    for (int j = 0; j < 8; j++) p.y[j] = memory[j];
+    """
+    assert run(body, x, size=8, threads=1).tolist() == [0, 0, 0, 0, 5, 6, 7, 8]
+
+
 def test_uncommitted_copies_are_not_waited_for(run: Run) -> None:
     assert run("copy_async(memory, p.x); wait_copies<0>(); *p.y = *memory;", whole_numbers(4), threads=1).isnan()
 
@@ -225,6 +269,7 @@ MISTAKES = {
     "*reinterpret_cast<Vector*>(memory + i) = Vector{};": "thread 1: .*:7 uses .* not aligned to 16 bytes",
     "copy_async(memory + 1, p.x);": "copy_async at line 7 is given .* not aligned to a vector",
     "copy_async(memory + 256, p.x);": "copy_async at line 7 is given 16 bytes at .* not in shared memory",
+    "uint32 m[4]; load_matrices(m, p.x);": "load_matrices at line 7 is given 16 bytes at .* not in shared memory",
     "float v[8]; v[7 + i] = p.n; p.y[0] = v[i];": "thread 1: .*:7 uses entry 8 of a shorter array",
     "p.y[0] = int(gridDim.x) * 2000000000;": ":7 has a result that its whole number cannot hold",
     "if (lane < 16) sync_warp();": "lanes 0-15 wait in sync_warp at line 7, but lanes 16-31 have returned",

@@ -1,4 +1,4 @@
-"""The linear map's CUDA kernel against float64: in the emulator everywhere, and on a GPU where there is one."""
+"""The linear map's CUDA kernels against float64: in the emulator everywhere, and on a GPU where there is one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from selective_ssm.ops import linear, nvrtc
 from selective_ssm.ops.driver import overlapping
 from selective_ssm.ops.linear import cuda
+from selective_ssm.ops.linear import tiling as tilings
 from selective_ssm.ops.linear.plan import STEP_BYTES, TILE, overridden, plan
+from selective_ssm.ops.linear.tiling import tiling
 from tests.ops import emulator
 from tests.ops.guards import Guards
 from tests.ops.launches import emulate, poison
@@ -33,9 +35,24 @@ LAYOUTS: list[dict[str, Any]] = [
 ]
 
 
+MANY = [(17, 80, 48), (31, 130, 56), (64, 24, 128), (128, 130, 200), (33, 40, 808)]
+"""(M, N, K)."""
+TILINGS: list[dict[str, Any]] = [
+    {"vectors": 32, "rows": 24, "depth": 64, "stages": 3, "teams": 2, "split": 2},
+    {"vectors": 64, "rows": 16, "depth": 128, "stages": 2, "teams": 1, "split": 4},
+    {"vectors": 16, "rows": 48, "depth": 64, "stages": 8, "teams": 1, "split": 1},
+]
+
+
 @pytest.fixture
 def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     emulate(monkeypatch, cuda)
+
+
+@pytest.fixture
+def tiled(emulated: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rows a weight has, more than sixteen vectors are served by many.cu."""
+    monkeypatch.setattr(cuda, "_SMALL", 0)
 
 
 def assert_case(rows: int, size: tuple[int, int], dtype: torch.dtype, device: str) -> None:
@@ -69,6 +86,32 @@ def test_any_layout_agrees_with_float64(layout: dict[str, Any], dtype: torch.dty
             assert_case(5, size, dtype, "cpu")
 
 
+@needs_emulator
+@pytest.mark.usefixtures("emulated")
+def test_a_small_weight_serves_any_number_of_vectors() -> None:
+    x, weight, bias = drawn(37, 96, 80, BF16)
+    out = cuda.forward(x, weight, bias)
+    assert_exact(out, x, weight, bias)
+    assert cuda.forward(x[33:], weight, bias).equal(out[33:])
+
+
+@needs_emulator
+@pytest.mark.usefixtures("tiled")
+@pytest.mark.parametrize("case", MANY)
+def test_many_vectors_agree_with_float64(case: tuple[int, int, int]) -> None:
+    rows, outputs, inputs = case
+    assert_case(rows, (outputs, inputs), BF16, "cpu")
+
+
+@needs_emulator
+@pytest.mark.usefixtures("tiled")
+@pytest.mark.parametrize("layout", TILINGS)
+def test_any_tiling_agrees_with_float64(layout: dict[str, Any]) -> None:
+    with tilings.overridden(**layout):
+        for rows, outputs, inputs in ((17, 80, 48), (31, 24, 128), (70, 130, 56), (128, 24, 200)):
+            assert_case(rows, (outputs, inputs), FP16, "cpu")
+
+
 @needs_gpu
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 @pytest.mark.parametrize("size", [*SIZES, (3072, 768), (80, 1536), (1536, 48), (50280, 768), (2048, 4096)])
@@ -76,7 +119,7 @@ def test_agrees_with_float64_on_a_gpu(
     size: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch)
-    for rows in counts(dtype):
+    for rows in (*counts(dtype), *(() if dtype == FP32 else (17, 50, 128))):
         assert_case(rows, size, dtype, "cuda")
 
 
@@ -84,12 +127,21 @@ def test_agrees_with_float64_on_a_gpu(
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32])
 def test_a_vector_alone_gives_the_same_bits(dtype: torch.dtype) -> None:
-    most = cuda.MOST_VECTORS[dtype]
+    most = counts(dtype)[-1]
     x, weight, bias = drawn(most, 808, 19, dtype)
     expected = cuda.forward(x, weight, bias)
     for count in (1, 2, 8):
         assert cuda.forward(x[:count], weight, bias).equal(expected[:count])
     assert cuda.forward(x[most - 1 :], weight, bias).equal(expected[most - 1 :])
+
+
+@needs_emulator
+@pytest.mark.usefixtures("tiled")
+def test_a_vector_among_others_gives_the_same_bits() -> None:
+    x, weight, bias = drawn(100, 328, 40, BF16)
+    expected = cuda.forward(x, weight, bias)
+    for some in (slice(17), slice(60, 100)):
+        assert cuda.forward(x[some], weight, bias).equal(expected[some])
 
 
 @needs_emulator
@@ -114,6 +166,31 @@ def test_reads_views_and_nothing_beside_them(dtype: torch.dtype) -> None:
 
 
 @needs_emulator
+@pytest.mark.usefixtures("tiled")
+def test_many_vectors_are_read_from_views_and_nothing_beside_them() -> None:
+    guards = Guards()
+    x, weight, bias = drawn(21, 48, 26, BF16)
+    expected = cuda.forward(x, weight, bias)
+    wide = guards.buffer((26, 48), (64, 1), BF16, "cpu").copy_(weight)
+    part = guards.buffer((21, 80), (80, 1), BF16, "cpu")[:, :48].copy_(x)
+    assert cuda.forward(part, wide, bias).equal(expected)
+    fenced = (emulator.fenced(one) for one in (part, weight, bias))
+    assert cuda.forward(*fenced).equal(expected)
+    assert guards.intact()
+
+
+@needs_emulator
+@pytest.mark.usefixtures("tiled")
+def test_what_is_not_a_number_goes_its_way_among_many() -> None:
+    x, weight, _ = drawn(20, 56, 20, BF16)
+    x[0], x[18, 0] = 1, torch.nan
+    weight[3, 55], weight[5, :2] = torch.nan, torch.tensor([torch.inf, -torch.inf])
+    out = cuda.forward(x, weight, None)
+    assert out.isfinite().equal(F.linear(x, weight).isfinite())
+    assert out[0].isnan().nonzero().flatten().tolist() == [3, 5]
+
+
+@needs_emulator
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 def test_what_is_not_a_number_goes_its_way(dtype: torch.dtype) -> None:
@@ -129,8 +206,10 @@ def test_what_is_not_a_number_goes_its_way(dtype: torch.dtype) -> None:
 
 
 @needs_emulator
-def test_threads_may_run_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    x, weight, bias = drawn(9, 600, 40, BF16)
+@pytest.mark.parametrize("vectors", [9, 40])
+def test_threads_may_run_in_any_order(vectors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "_SMALL", 0)
+    x, weight, bias = drawn(vectors, 600, 40, BF16)
     runs: list[Tensor] = []
     for order in emulator.ORDERS:
         with monkeypatch.context() as patch:
@@ -144,14 +223,20 @@ def served(call: Callable[[], Any]) -> bool:
     return len(wanted_by(call, cuda)) == 1
 
 
-def test_the_kernel_serves_few_vectors_of_whole_rows() -> None:
-    x, weight, bias = drawn(17, 48, 24, BF16)
-    assert served(lambda: linear(x[:16], weight, bias))
+def test_the_kernels_serve_few_vectors_of_whole_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = drawn(129, 48, 24, BF16)
+    large = torch.ones(600, 48, dtype=BF16)
+    monkeypatch.setattr(cuda, "_LARGE", large.numel() - 1)
+    assert served(lambda: linear(x[:128], weight, bias))
     assert served(lambda: linear(x[0], weight))
     assert served(lambda: linear(x[:8].float(), weight.float()))
     assert served(lambda: linear(x.half()[:16], weight.half()))
+    assert served(lambda: linear(x[:16], large))
+    assert served(lambda: linear(x[:17], large[:300]))
     for outside in (
         lambda: linear(x, weight),
+        lambda: linear(x[:17], large),
+        lambda: linear(x[:17, 1:41], large[:300, :40]),
         lambda: linear(x[:9].float(), weight.float()),
         lambda: linear(x[:1].double(), weight.double()),
         lambda: linear(x[:1, :44], weight[:, :44]),
@@ -167,22 +252,37 @@ def test_the_kernel_serves_few_vectors_of_whole_rows() -> None:
 
 @pytest.mark.parametrize("outputs", [1, 80, 768, 3072, 50280, 10**6])
 @pytest.mark.parametrize("inputs", [8, 48, 1536, 9999])
-@pytest.mark.parametrize("itemsize", [2, 4])
-def test_plans_fit(outputs: int, inputs: int, itemsize: int) -> None:
-    chosen, steps = plan(outputs, inputs, itemsize), -(-inputs * itemsize // STEP_BYTES)
+@pytest.mark.parametrize(("vectors", "itemsize"), [(1, 2), (16, 2), (100, 2), (1, 4)])
+def test_plans_fit(vectors: int, outputs: int, inputs: int, itemsize: int) -> None:
+    chosen, steps = plan(vectors, outputs, inputs, itemsize), -(-inputs * itemsize // STEP_BYTES)
+    assert chosen.split == plan(1, outputs, inputs, itemsize).split, "or bits would depend on the number of vectors"
     assert chosen.threads <= 512
     assert chosen.ahead * chosen.tiles <= 8, "vectors in a thread's registers"
     assert chosen.ahead * chosen.split < steps + chosen.split, "nobody sends for what there is not"
-    assert chosen.split == 1 or steps > chosen.split
-    assert chosen.groups == 1 or outputs >= 128 * chosen.rows
+    assert chosen.split <= steps
+    assert chosen.groups == 1 or outputs > 64 * chosen.rows
     assert chosen.rows == TILE * chosen.tiles * chosen.groups
 
 
+@pytest.mark.parametrize("outputs", [257, 768, 3072, 8192, 16384])
+@pytest.mark.parametrize("inputs", [8, 48, 1536, 9999])
+def test_tilings_fit(outputs: int, inputs: int) -> None:
+    for vectors in (17, 32, 64, 100, 128):
+        chosen = tiling(vectors, outputs, inputs)
+        assert chosen.split == tiling(128, outputs, inputs).split, "or bits would depend on the number of vectors"
+        assert chosen.depth % (32 * chosen.split) == 0
+        assert chosen.vectors % (16 * chosen.teams) == 0
+        assert chosen.threads <= 256
+        assert chosen.vectors // chosen.teams * chosen.rows <= 32 * 128, "sums in a thread's registers"
+        assert chosen.shared <= 112 * 1024, "two blocks fit a multiprocessor"
+
+
 @needs_gpu
-def test_overlapping_changes_no_bit() -> None:
+@pytest.mark.parametrize("vectors", [4, 100])
+def test_overlapping_changes_no_bit(vectors: int) -> None:
     """Each product reads what the one before it writes."""
     weights = [torch.randn(512, 512, device="cuda").to(BF16) / 20 for _ in range(40)]
-    x = torch.randn(4, 512, device="cuda").to(BF16)
+    x = torch.randn(vectors, 512, device="cuda").to(BF16)
 
     def chain() -> Tensor:
         y = x

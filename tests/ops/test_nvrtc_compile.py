@@ -16,12 +16,14 @@ from selective_ssm.ops import (
     causal_conv1d_step,
     linear,
     nvrtc,
+    sample,
     selective_scan,
     selective_scan_step,
 )
 from selective_ssm.ops.add_rms_norm import cuda as add_rms_norm_cuda
 from selective_ssm.ops.causal_conv1d import cuda as causal_conv1d_cuda
 from selective_ssm.ops.linear import cuda as linear_cuda
+from selective_ssm.ops.sample import cuda as sample_cuda
 from selective_ssm.ops.selective_scan import cuda as selective_scan_cuda
 from selective_ssm.ops.selective_scan import step_cuda as selective_scan_step_cuda
 from tests.ops.cases import ScanCase
@@ -36,7 +38,14 @@ ARCHS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 FEW_ARCHS = ("sm_80", "sm_90")
 
 OPS = Path(nvrtc.__file__).parent
-BACKENDS = (add_rms_norm_cuda, causal_conv1d_cuda, linear_cuda, selective_scan_cuda, selective_scan_step_cuda)
+BACKENDS = (
+    add_rms_norm_cuda,
+    causal_conv1d_cuda,
+    linear_cuda,
+    sample_cuda,
+    selective_scan_cuda,
+    selective_scan_step_cuda,
+)
 
 SOURCES = sorted(str(path.relative_to(OPS)) for path in OPS.rglob("*.cu"))
 
@@ -64,6 +73,11 @@ def launches() -> list[Wanted]:
         causal_conv1d_step(states[3], x[:, 0], weight, one, activation="silu", backend="cuda")
         for rows in (torch.ones(1, 64), torch.ones(1, 64).half(), torch.ones(16, 64).bfloat16()):
             linear(rows, rows[:1])
+        linear(torch.ones(17, 64).half(), torch.ones(300, 64).half())
+        settings = torch.ones(2, 2), torch.ones(2, 4).long(), torch.ones(2).long()
+        for logits in (torch.ones(2, 64), torch.ones(2, 63).half()):
+            sample(logits, *settings, draws=False, backend="cuda")
+            sample(logits, *settings, logits > 0, draws=True, ranked=1, logprobs=True, backend="cuda")
 
     return wanted_by(call, *BACKENDS)
 
@@ -82,7 +96,7 @@ def test_kernels_that_are_said_to_wait_do() -> None:
         found = re.search(rf"__global__[^;{{]* {one.name}\(.*?\n}}\n", one.source.read_text(), re.DOTALL)
         assert found
         assert ("let_next_begin();\n    wait_for_previous();\n" in found[0]) == one.waits, one.name
-    waiting = {"forward", "linear", "causal_conv1d_step", "selective_scan_step"}
+    waiting = {"forward", "linear", "linear_many", "causal_conv1d_step", "selective_scan_step", "sample"}
     assert {one.name for one in launches() if one.waits} == waiting, "all that a token takes"
 
 

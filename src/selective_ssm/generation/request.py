@@ -39,8 +39,8 @@ class Completion:
 class Request:
     """One text of an engine. Reading it, waiting for its result or awaiting it keeps the engine going.
 
-    Iterating gives pieces of text, or ids where there is no tokenizer, from the first one each time. What went wrong
-    with this text alone is raised here. Awaiting works in the engine's own thread, one step at a time.
+    Iterating gives pieces of text, or ids where there is no tokenizer, from the first one each time; no two threads may
+    do so at once. What went wrong with this text alone is raised here. Awaiting steps in a thread of the engine's own.
     """
 
     def __init__(

@@ -1,9 +1,6 @@
-"""Choosing the next token: pure functions, each row by its own settings, with the same answer on every device.
+"""How the next token of each row is chosen: what people ask for, and what `ops.sample` is told.
 
-What is compared and added are whole numbers, so that neither the order in which a device adds nor the rows beside it
-change a token: probabilities are weights in units of 2⁻³⁴ of the most likely token's, shares of them in units of 2⁻²⁴.
-
-Legend: B rows, V vocabulary, K the most likely tokens of it.
+Legend: B rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,16 +13,12 @@ from typing import NamedTuple, TypedDict
 import torch
 from torch import Tensor
 
+from selective_ssm import ops
 from selective_ssm.errors import UserError
+from selective_ssm.ops.sample.reference import SHARE_BITS, stream_of
 
 ALL = 2**62
 """More tokens than any vocabulary has."""
-
-_WEIGHT_BITS = 34
-_SHARE_BITS = 24
-# Constants of the splitmix64 generator (Steele, Lea and Flood, 2014), as signed 64-bit integers.
-_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
-_MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -63,7 +56,7 @@ class Sampling:
 
     Example:
         >>> Sampling(temperature=0.7, top_k=50).needs
-        Needs(draw=True, ranked=64, penalty=False, logprobs=False)
+        Needs(draw=True, ranked=64, likely=False, penalty=False, logprobs=False)
     """
 
     temperature: float = 1.0
@@ -90,9 +83,11 @@ class Sampling:
     @property
     def needs(self) -> Needs:
         """The work that these settings ask for."""
-        draw = self.temperature > 0
+        penalty = self.repetition_penalty != 1
+        if self.temperature == 0:
+            return Needs(penalty=penalty)
         ranked = 1 << (self.top_k - 1).bit_length() if self.top_k else ALL if self.top_p < 1 else 0
-        return Needs(draw, ranked if draw else 0, self.repetition_penalty != 1)
+        return Needs(draw=True, ranked=ranked, likely=self.min_p > 0, penalty=penalty)
 
 
 class Needs(NamedTuple):
@@ -103,12 +98,14 @@ class Needs(NamedTuple):
     Attributes:
         draw: whether a token is drawn, and not always the most likely one taken.
         ranked: how many of the most likely tokens are put in order, for top-k and top-p.
+        likely: whether unlikely tokens are cut by min-p.
         penalty: whether tokens that were there before are made less likely.
         logprobs: whether log-probabilities are wanted.
     """
 
     draw: bool = False
     ranked: int = 0
+    likely: bool = False
     penalty: bool = False
     logprobs: bool = False
 
@@ -123,7 +120,7 @@ class Settings(NamedTuple):
 
     Attributes:
         real: (B, 2) fp32: temperature, repetition penalty.
-        whole: (B, 4) int64: seed, top-k, and the shares of top-p and min-p.
+        whole: (B, 4) int64: the seed's stream, top-k, and the shares of top-p and min-p.
     """
 
     real: Tensor
@@ -133,7 +130,7 @@ class Settings(NamedTuple):
     def of(cls, rows: Sequence[Sampling]) -> Settings:
         """The settings of each row, on the CPU."""
         real = [(one.temperature, one.repetition_penalty) for one in rows]
-        whole = [(one.seed, one.top_k or ALL, _share(one.top_p), _share(one.min_p)) for one in rows]
+        whole = [(stream_of(one.seed), one.top_k or ALL, _share(one.top_p), _share(one.min_p)) for one in rows]
         return cls(torch.tensor(real, dtype=torch.float32), torch.tensor(whole, dtype=torch.int64))
 
     def rows(self, index: Tensor) -> Settings:
@@ -141,150 +138,40 @@ class Settings(NamedTuple):
         return Settings(self.real[index], self.whole[index])
 
 
-def sample(logits: Tensor, settings: Settings, position: Tensor, needs: Needs, seen: Tensor | None = None) -> Tensor:
-    """Choose a token for each row.
+def sample(
+    logits: Tensor, settings: Settings, position: Tensor, needs: Needs, seen: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """Choose a token for each row; see `ops.sample`.
 
     Args:
-        logits: (B, V), floating; computed with in fp32 at least.
+        logits: (B, V), floating.
         settings: of each row.
         position: (B,) int64, the number of tokens before the one that is chosen.
-        needs: what some row needs; the work is of fixed shape and never waits for the device.
+        needs: what some row needs.
         seen: (B, V) bool, the tokens that were there before; needed for a penalty.
 
     Returns:
-        (B,) int64, the ids of the tokens.
+        (B,) int64, the ids of the tokens, and (B,) fp32, their log-probabilities, where needed.
 
     Example:
         >>> greedy = Sampling(temperature=0)
         >>> sample(torch.tensor([[0.0, 2.0, 1.0]]), Settings.of([greedy]), torch.tensor([7]), greedy.needs)
-        tensor([1])
+        (tensor([1]), None)
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    temperature, penalty = settings.real.unbind(1)
-    seed, top_k, top_p, min_p = settings.whole.unbind(1)
-    if needs.penalty:
-        assert seen is not None
-        logits = penalised(logits, seen, penalty)
-    best = logits.argmax(dim=-1)
-    if not needs.draw:
-        return best
-    weights = weights_of(logits, temperature)
-    if needs.ranked:
-        weights = keep_best(weights, top_k, top_p, needs.ranked)
-    weights = keep_likely(weights, min_p)
-    return torch.where(temperature > 0, draw(weights, uniform(seed, position)), best)
-
-
-def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The natural logarithm of each token's probability, (B,), by the model alone: no setting changes it."""
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits.log_softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
-
-
-def penalised(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
-    """Divide the positive logits of seen tokens by the row's penalty, and multiply the others."""
-    by = penalty[:, None]
-    return torch.where(seen, torch.where(logits > 0, logits / by, logits * by), logits)
-
-
-def weights_of(logits: Tensor, temperature: Tensor) -> Tensor:
-    """exp((x − max x) / temperature) as whole numbers (B, V), the most likely token's 2³⁴; 0 is below 6e-11 of it."""
-    temperature = temperature.to(logits.dtype).clamp_min(torch.finfo(logits.dtype).tiny)
-    shifted = (logits - logits.amax(dim=-1, keepdim=True)) / temperature[:, None]
-    return (shifted.exp() * 2.0**_WEIGHT_BITS).long()
-
-
-def keep_best(weights: Tensor, k: Tensor, p: Tensor, ranked: int) -> Tensor:
-    """Keep the k best tokens, and of these the fewest that have a share p of the k's weight; the others' become 0.
-
-    Args:
-        weights: (B, V).
-        k: (B,).
-        p: (B,) in units of 2⁻²⁴.
-        ranked: at least the k of every row that keeps not all; `ALL` where a row has no k, but a p.
-    """
-    vocabulary = weights.shape[-1]
-    id_bits = vocabulary.bit_length()
-    ids = torch.arange(vocabulary, device=weights.device)
-    keys = (weights << id_bits) | (
-        vocabulary - 1 - ids
-    )  # no two are equal, so that every way to rank them gives one order
-    if ranked < vocabulary:
-        keys = keys.topk(ranked, dim=-1).values
-    else:
-        keys = keys.sort(dim=-1, descending=True).values
-    best, order = keys >> id_bits, vocabulary - 1 - (keys & (2**id_bits - 1))
-    best = best * (torch.arange(best.shape[-1], device=best.device) < k[:, None])
-    sums = best.cumsum(dim=-1)
-    best = best * (sums - best < _part(sums[:, -1], p)[:, None])
-    keeps_all = (k >= vocabulary) & (p == 2**_SHARE_BITS)
-    return torch.where(keeps_all[:, None], weights, torch.zeros_like(weights).scatter(-1, order, best))
-
-
-def keep_likely(weights: Tensor, p: Tensor) -> Tensor:
-    """Keep the weights that are at least a share p, in units of 2⁻²⁴, of the largest there can be; others become 0."""
-    least = p << (_WEIGHT_BITS - _SHARE_BITS)
-    return weights * (weights >= least[:, None])
-
-
-def uniform(seed: Tensor, position: Tensor) -> Tensor:
-    """Give each position its own whole number from 1 to 2²⁴, by hashing (seed, position) with splitmix64.
-
-    Only 64-bit integer arithmetic is used, so that every device gives the same number.
-
-    Args:
-        seed: int64, any shape.
-        position: int64, the same shape.
-
-    Returns:
-        int64 of that shape.
-
-    Example:
-        >>> numbers = uniform(torch.tensor([5, 5, 6]), torch.tensor([1, 1, 1]))
-        >>> bool(numbers[0] == numbers[1]), bool(numbers[1] == numbers[2])
-        (True, False)
-    """
-    stream = _mixed(seed)
-    return _shifted(_mixed(stream + _GOLDEN * position), 64 - _SHARE_BITS) + 1
-
-
-def draw(weights: Tensor, number: Tensor) -> Tensor:
-    """Invert the cumulative distribution: the first token at which it reaches a share ``number`` of its end.
-
-    As the number is above 0, the token found has a weight above 0.
-
-    Args:
-        weights: (B, V) int64.
-        number: (B,) int64 from 1 to 2²⁴, in units of 2⁻²⁴.
-
-    Returns:
-        (B,) int64 ids.
-    """
-    sums = weights.cumsum(dim=-1)
-    found = torch.searchsorted(sums, _part(sums[:, -1], number)[:, None]).squeeze(-1)
-    return found.clamp_max(
-        weights.shape[-1] - 1
-    )  # logits that are no numbers have no sums; what is drawn is an id still
+    draws, ranked, likely, penalty, logprobs = needs
+    tokens, found = ops.sample(
+        logits,
+        *settings,
+        position,
+        seen if penalty else None,
+        draws=draws,
+        ranked=ranked,
+        likely=likely,
+        logprobs=logprobs,
+    )
+    return tokens, found if logprobs else None
 
 
 def _share(fraction: float) -> int:
     """A number from 0 to 1 in units of 2⁻²⁴, rounded up: what is above 0 stays so."""
-    return math.ceil(fraction * 2**_SHARE_BITS)
-
-
-def _part(total: Tensor, share: Tensor) -> Tensor:
-    """That share of a total, rounded up: ⌈total · share / 2²⁴⌉, exact where total · share / 2²⁴ is an int64."""
-    mask = 2**_SHARE_BITS - 1
-    return (total >> _SHARE_BITS) * share + (((total & mask) * share + mask) >> _SHARE_BITS)
-
-
-def _mixed(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64; products wrap round at 64 bits."""
-    x = (x ^ _shifted(x, 30)) * _MULTIPLIERS[0]
-    x = (x ^ _shifted(x, 27)) * _MULTIPLIERS[1]
-    return x ^ _shifted(x, 31)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """A right shift that brings in zeros; torch's own repeats the sign."""
-    return (x >> bits) & (2 ** (64 - bits) - 1)
+    return math.ceil(fraction * 2**SHARE_BITS)

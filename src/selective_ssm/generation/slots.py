@@ -15,7 +15,7 @@ from itertools import accumulate, chain
 import torch
 from torch import Tensor
 
-from selective_ssm.generation.sampling import Needs, Sampling, Settings, log_probabilities, sample
+from selective_ssm.generation.sampling import Needs, Sampling, Settings, sample
 from selective_ssm.models import LanguageModel, ModelState
 
 
@@ -127,11 +127,11 @@ def advance(model: LanguageModel, slots: Slots, rows: Tensor, needs: Needs) -> t
     logits = model.step(slots.pending[rows], slots.state, state_indices=rows).logits
     seen = slots.seen[rows] if needs.penalty else None
     position = slots.state.position[rows]
-    tokens = sample(logits[:, : slots.known], slots.settings.rows(rows), position, needs, seen)
+    tokens, logprobs = sample(logits[:, : slots.known], slots.settings.rows(rows), position, needs, seen)
     slots.pending[rows] = tokens
     if needs.penalty:
         slots.seen[rows, tokens] = torch.ones_like(rows, dtype=torch.bool)  # a number would come from the host
-    return tokens, log_probabilities(logits, tokens) if needs.logprobs else None
+    return tokens, logprobs
 
 
 @contextmanager

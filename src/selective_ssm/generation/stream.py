@@ -110,7 +110,7 @@ def generate(
     logprobs: bool = False,
     keep_state: bool = False,
     state: Bookmark | None = None,
-    batch: int = 16,
+    batch: int = 8,
     **sampling: Unpack[RowOptions],
 ) -> list[Completion]:
     """Write on from any mix of prompts, many at once; what comes of each is what would come of it alone.
@@ -127,7 +127,7 @@ def generate(
         logprobs: whether the tokens' log-probabilities are wanted.
         keep_state: whether a bookmark of each text's end is wanted.
         state: where another text stopped, from which all go on.
-        batch: how many are read and written side by side.
+        batch: how many are read and written side by side; a GPU takes many more for the same time.
         sampling: as in `stream`, each option for all prompts or one a prompt.
 
     Returns:
@@ -144,7 +144,7 @@ def generate(
     """
     rows = _rows(prompts)
     options = [_options(sampling, row, len(rows)) for row in range(len(rows))]
-    slots = min(batch, len(rows)) or 1
+    slots = min(batch, max(len(rows), 1))
     is_shared = len({row if isinstance(row, str) else tuple(row) for row in rows}) < len(rows)
     prefix_bytes = (slots + 1) * model.init_state(1).nbytes if is_shared else 0
     engine = Engine(model, tokenizer, slots=slots, prefix_bytes=prefix_bytes)

@@ -41,7 +41,7 @@ def job_of(
     Raises:
         UserError: what `Engine.submit` says.
     """
-    if wishes.stop and tokenizer is None:
+    if tokenizer is None and (wishes.stop or isinstance(prompt, str)):
         raise UserError("text and stop strings need a tokenizer, and there is none: use token ids")
     new = _ids(prompt, tokenizer, begins=bookmark is None)
     _check(new, config.vocab_size)
@@ -70,10 +70,8 @@ def job_of(
 
 
 def _ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, *, begins: bool) -> list[int]:
-    if not isinstance(prompt, str):
-        return list(prompt)
-    if tokenizer is None:
-        raise UserError("text and stop strings need a tokenizer, and there is none: use token ids")
+    if not isinstance(prompt, str) or tokenizer is None:
+        return [int(id) for id in prompt]
     return ([tokenizer.end] if begins else []) + tokenizer.encode(prompt)
 
 

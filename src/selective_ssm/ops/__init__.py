@@ -1,10 +1,11 @@
-"""Functions on tensors: the selective scan, the causal convolution, their steps; an add and a norm in one; linear."""
+"""Functions on tensors: the scan, the convolution, their steps; an add and a norm in one; linear; the next token."""
 
 import torch
 
 from selective_ssm.ops.add_rms_norm import add_rms_norm
 from selective_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from selective_ssm.ops.linear import linear
+from selective_ssm.ops.sample import sample
 from selective_ssm.ops.selective_scan import selective_scan, selective_scan_fn, selective_scan_step
 
 EXPENSIVE = (torch.ops.selective_ssm.selective_scan.default,)
@@ -16,6 +17,7 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "linear",
+    "sample",
     "selective_scan",
     "selective_scan_fn",
     "selective_scan_step",

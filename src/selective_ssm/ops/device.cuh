@@ -104,9 +104,20 @@ __device__ __forceinline__ float sigmoid(float x) { return reciprocal_fast(1.0f 
 
 // ---- threads ------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
+// What lane `from` of the warp gives; what the lane gives whose number differs in the bits of a mask; what the lane so many
+// places lower gives, or, where there is none, x itself.
+template <class T> __device__ __forceinline__ T shuffle(T x, int from) { return __shfl_sync(0xffffffffu, x, from); }
+template <class T> __device__ __forceinline__ T shuffle_xor(T x, int mask) {
+    return __shfl_xor_sync(0xffffffffu, x, mask);
+}
+template <class T> __device__ __forceinline__ T shuffle_up(T x, int places) {
+    return __shfl_up_sync(0xffffffffu, x, places);
+}
 __device__ __forceinline__ void sync_warp() { __syncwarp(); }
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
+
+// Adds to what lies in shared memory, whoever else does so too; returns what was there before.
+__device__ __forceinline__ uint32 add_shared(uint32* to, uint32 x) { return atomicAdd(to, x); }
 
 // The block's dynamic shared memory, aligned to a vector.
 __device__ __forceinline__ char* shared_memory() {
@@ -121,6 +132,12 @@ __device__ __forceinline__ uint32 shared_address(const void* x) { return uint32(
 // Copies a vector from global to shared memory in the background; copies are committed in groups and waited for in order.
 __device__ __forceinline__ void copy_async(void* shared, const void* global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+// The same, or zeros where it is not wanted.
+__device__ __forceinline__ void copy_async_if(bool wanted, void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(wanted ? 16 : 0)
+                 : "memory");
 }
 __device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending> __device__ __forceinline__ void wait_copies() {
@@ -152,6 +169,14 @@ __device__ __forceinline__ uint32 transpose(uint32 pair) {
     uint32 transposed;
     asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
     return transposed;
+}
+
+// Four 8 x 8 matrices of 16-bit numbers from shared memory: lane i says where row i % 8 of matrix i / 8 lies, on a vector's
+// boundary, and gets of each matrix row i / 4, columns 2 (i % 4) and the next.
+__device__ __forceinline__ void load_matrices(uint32 (&m)[4], const void* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(shared_address(row)));
 }
 
 // d += a b for (16, 16) a and (16, 8) b of 16 bits, as mma.m16n8k16 lays them out over a warp: with g = lane / 4 and

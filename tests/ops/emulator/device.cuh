@@ -56,6 +56,8 @@ inline uint32 min(uint32 a, uint32 b) { return a < b ? a : b; }
 inline uint32 max(uint32 a, uint32 b) { return a > b ? a : b; }
 inline int64 min(int64 a, int64 b) { return a < b ? a : b; }
 inline int64 max(int64 a, int64 b) { return a > b ? a : b; }
+inline uint64 min(uint64 a, uint64 b) { return a < b ? a : b; }
+inline uint64 max(uint64 a, uint64 b) { return a > b ? a : b; }
 inline float min(float a, float b) { return __builtin_fminf(a, b); }
 inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 extern "C" {
@@ -66,6 +68,7 @@ float fabsf(float) noexcept;
 float floorf(float) noexcept;
 float ceilf(float) noexcept;
 float rintf(float) noexcept;
+float truncf(float) noexcept;
 float sqrtf(float) noexcept;
 float expf(float) noexcept;
 float exp2f(float) noexcept;
@@ -75,6 +78,7 @@ float log2f(float) noexcept;
 float log1pf(float) noexcept;
 float tanhf(float) noexcept;
 }
+inline float __fmul_rn(float x, float y) { return x * y; }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 
 // ---- the emulator, in runtime.cpp ---------------------------------------------------------------------------------
@@ -187,11 +191,25 @@ __device__ __forceinline__ float sigmoid(float x) { return reciprocal_fast(1.0f 
 
 // ---- threads ------------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float shuffle_xor(float x, int mask, int line = __builtin_LINE()) {
+template <class T> __device__ __forceinline__ T shuffle(T x, int from, int line = __builtin_LINE()) {
+    return emulator::exchange(x, "shuffle", line)[from];
+}
+template <class T> __device__ __forceinline__ T shuffle_xor(T x, int mask, int line = __builtin_LINE()) {
     return emulator::exchange(x, "shuffle_xor", line)[(threadIdx.x ^ mask) % emulator::lane_count];
+}
+template <class T> __device__ __forceinline__ T shuffle_up(T x, int places, int line = __builtin_LINE()) {
+    const int lane = threadIdx.x % emulator::lane_count;
+    return emulator::exchange(x, "shuffle_up", line)[lane < places ? lane : lane - places];
 }
 __device__ __forceinline__ void sync_warp(int line = __builtin_LINE()) { emulator::exchange(0, "sync_warp", line); }
 __device__ __forceinline__ void sync_block(int line = __builtin_LINE()) { emulator::wait_block(line); }
+
+__device__ __forceinline__ uint32 add_shared(uint32* to, uint32 x, int line = __builtin_LINE()) {
+    emulator::check_shared(to, sizeof x, "add_shared", line);
+    const uint32 before = *to;
+    *to = before + x;
+    return before;
+}
 
 __device__ __forceinline__ char* shared_memory() { return emulator::shared(); }
 
@@ -202,11 +220,16 @@ __device__ __forceinline__ uint32 shared_address(const void* x, int line = __bui
     return uint32(static_cast<const char*>(x) - emulator::shared());
 }
 
-__device__ __forceinline__ void copy_async(void* shared, const void* global, int line = __builtin_LINE()) {
+__device__ __forceinline__ void copy_async_if(bool wanted, void* shared, const void* global,
+                                              int line = __builtin_LINE()) {
+    static const Vector zeros = {};
     emulator::check_aligned(shared, "copy_async", line);
     emulator::check_aligned(global, "copy_async", line);
     emulator::check_shared(shared, sizeof(Vector), "copy_async", line);
-    emulator::copy(shared, global, sizeof(Vector), line);
+    emulator::copy(shared, wanted ? global : &zeros, sizeof(Vector), line);
+}
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int line = __builtin_LINE()) {
+    copy_async_if(true, shared, global, line);
 }
 __device__ __forceinline__ void commit_copies() { emulator::commit(); }
 template <int pending> __device__ __forceinline__ void wait_copies(int line = __builtin_LINE()) {
@@ -227,6 +250,14 @@ __device__ __forceinline__ uint32 transpose(uint32 pair, int line = __builtin_LI
     const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
     const auto at = [&](int r, int c) { return warp[r * 4 + c / 2] >> (c % 2 * 16) & 0xffffu; };
     return at(column, row) | at(column + 1, row) << 16;
+}
+
+__device__ __forceinline__ void load_matrices(uint32 (&m)[4], const void* row, int line = __builtin_LINE()) {
+    emulator::check_aligned(row, "load_matrices", line);
+    emulator::check_shared(row, sizeof(Vector), "load_matrices", line);
+    const auto warp = emulator::exchange(*static_cast<const Vector*>(row), "load_matrices", line);
+    const int lane = threadIdx.x % emulator::lane_count;
+    for (int i = 0; i < 4; i++) m[i] = warp[8 * i + lane / 4].word[lane % 4];
 }
 
 template <class T>

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 LANES, WINDOW = 16, 128
 """Channels of a vector, as in vector.hpp; tokens of a window, as in scan.hpp."""
 TASKS = 16
-"""As many are wanted; of a pass backward, where each has sums of its own for the gradients of B and C, no more."""
+"""As many are wanted; of a row going backward, where each has sums of its own for the gradients of B and C, no more."""
 WIDTHS = (64, 32, LANES)
 """Channels that a block may have. Narrow ones cost a little: each reads B and C of all tokens by itself."""
 LEAST_PIECE = 8192
@@ -46,7 +46,7 @@ class Dealing(NamedTuple):
     slice: int  # windows of a part that are served before sums over channels are added up
 
 
-_overridden: dict[str, Any] = {}
+_overridden: dict[str, int] = {}
 
 
 @contextlib.contextmanager

@@ -1,30 +1,21 @@
-#include "device.cuh"
+#include "linear.cuh"
 
 // A matrix times few vectors, out = x weight^T + bias: the weight is read once, and all else is to hide behind that.
 //
 // A warp takes TILES tiles of eight rows of the weight, and of K a run of steps. A step is four vectors of each row: with
 // g = lane / 4 and t = lane % 4, a lane reads vector t of row g. A thread has AHEAD steps on their way before it looks at
 // anything that an earlier kernel wrote, and sends for another as soon as one is used. SPLIT warps share tiles; what they
-// have summed is added in their order. GROUPS such teams make a block.
+// have summed is added in their order. GROUPS such teams make a block. Vectors that have no place in a block are served by
+// others along the grid's second axis.
 //
 // Macros: NUMBER (the format of all four); TILES; AHEAD; SPLIT; GROUPS; WIDE, 1 for up to sixteen vectors of 16 bits
 // rather than eight; ALIGNED, whether every row of x begins on a vector's boundary.
 
-constexpr int IN_VECTOR = sizeof(Vector) / sizeof(NUMBER);
 constexpr int STEP = 4 * IN_VECTOR;
 constexpr int ROWS = 8 * TILES;         // of a team
 constexpr int VECTORS = WIDE ? 16 : 8;  // places for them
 constexpr int SUMS = VECTORS * ROWS;    // that a warp leaves
 constexpr int THREADS = 32 * SPLIT * GROUPS;
-
-struct Parameters {
-    NUMBER* out;           // (M, N) contiguous
-    const NUMBER* x;       // (M, K), unit stride in K
-    const NUMBER* weight;  // (N, K), every row a number of whole vectors on their boundaries
-    const NUMBER* bias;    // (N,), or null
-    int64 x_row, weight_row;
-    int vectors, inputs, outputs;  // M, K, N
-};
 
 __device__ __forceinline__ Vector read_x(bool wanted, const NUMBER* from) {
     if constexpr (ALIGNED) return load_if(wanted, from);
@@ -124,7 +115,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const __grid_consta
 
     typedef Sums<NUMBER> Of;
     Of sums;
-    const NUMBER* x_rows = p.x + begin + t * IN_VECTOR;
+    const int first_vector = blockIdx.y * VECTORS, vectors = p.vectors - first_vector;
+    const NUMBER* x_rows = p.x + first_vector * p.x_row + begin + t * IN_VECTOR;
     for (int done = 0; done < count; done += AHEAD * STEP) {
 #pragma unroll
         for (int first = 0; first < AHEAD; first += Of::STEPS) {
@@ -135,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const __grid_consta
 #pragma unroll
                 for (int j = 0; j < Of::READ; j++) {
                     const int m = Of::row_of_x(j, g);
-                    x[i][j] = read_x(m < p.vectors && k < left, x_rows + m * p.x_row + k);
+                    x[i][j] = read_x(m < vectors && k < left, x_rows + m * p.x_row + k);
                 }
             }
             sync_warp();  // the compiler would put off most loads until the first has been used
@@ -155,11 +147,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(const __grid_consta
     for (int i = threadIdx.x; i < GROUPS * SUMS; i += THREADS) {
         const int team = unsigned(i) / SUMS, m = unsigned(i) % SUMS / ROWS;
         const int row = (int(blockIdx.x) * GROUPS + team) * ROWS + i % ROWS;
-        if (m >= p.vectors || row >= p.outputs) continue;
+        if (m >= vectors || row >= p.outputs) continue;
         float sum = 0;
 #pragma unroll
         for (int part = 0; part < SPLIT; part++) sum += shared[(team * SPLIT + part) * SUMS + i % SUMS];
         if (p.bias) sum += to_float(p.bias[row]);
-        p.out[int64(m) * p.outputs + row] = from_float<NUMBER>(sum);
+        p.out[int64(first_vector + m) * p.outputs + row] = from_float<NUMBER>(sum);
     }
 }

@@ -1,0 +1,88 @@
+"""Slots: padding touches nothing, memory stays where it is, nothing of a former text is left."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from selective_ssm.generation.sampling import Sampling
+from selective_ssm.generation.slots import Slots, advance, read
+from tests.generation.oracle import VOCABULARY, shared_model, written_alone
+
+PROMPT = [3, 1, 4, 1, 5]
+GREEDY = Sampling(temperature=0)
+PENALISED = Sampling(temperature=0, repetition_penalty=3.0)
+
+
+def made(count: int) -> Slots:
+    return Slots(shared_model(), count, VOCABULARY)
+
+
+def memory(slots: Slots) -> dict[str, Tensor]:
+    names = {"pending": slots.pending, "real": slots.settings.real, "whole": slots.settings.whole, "seen": slots.seen}
+    return {**names, **slots.state.tensors()}
+
+
+@torch.no_grad()
+def written(slots: Slots, slot: int, sampling: Sampling, count: int) -> list[int]:
+    slots.begin(slot, None, PROMPT[-1], sampling, PROMPT)
+    read(shared_model(), slots, [slot], [PROMPT[:-1]])
+    return [int(advance(shared_model(), slots, slots.rows([slot]), sampling.needs)[0][0]) for _ in range(count)]
+
+
+def test_a_slot_writes_what_its_text_is_and_keeps_nothing_of_the_one_before() -> None:
+    slots = made(2)
+    for sampling in (PENALISED, GREEDY, PENALISED, Sampling(seed=4), PENALISED):
+        assert written(slots, 1, sampling, 6) == written_alone(shared_model(), PROMPT, 6, sampling)
+
+
+@torch.no_grad()
+def test_padding_touches_no_slot() -> None:
+    slots = made(4)
+    for slot in range(4):
+        slots.begin(slot, None, slot, PENALISED, PROMPT)
+    before = {name: tensor.clone() for name, tensor in memory(slots).items()}
+    rows = slots.rows([2, 0, 3])
+    assert rows.tolist() == [2, 0, 3, -1]
+    tokens, logprobs = advance(shared_model(), slots, rows, PENALISED.needs._replace(logprobs=True))
+    assert tokens.shape == (4,)
+    assert logprobs is not None
+    for name, tensor in memory(slots).items():
+        assert torch.equal(tensor[1], before[name][1]), name
+    assert not torch.equal(slots.pending[:4], before["pending"][:4])
+    assert slots.state.position.tolist() == [1, 0, 1, 1]
+
+
+@torch.no_grad()
+def test_memory_stays_where_it_is() -> None:
+    """So that a CUDA graph can be made of a step."""
+    slots = made(3)
+    places = {name: tensor.data_ptr() for name, tensor in memory(slots).items()}
+    rows = {count: slots.rows([*range(count)]) for count in (1, 2, 3)}
+    assert [one.tolist() for one in rows.values()] == [[0], [0, 1], [0, 1, 2]], "no more rows than slots"
+    for _ in range(2):
+        written(slots, 0, PENALISED, 2)
+    read(shared_model(), slots, [2, 1], [[1, 2], [3]])
+    assert {name: tensor.data_ptr() for name, tensor in memory(slots).items()} == places
+    assert slots.rows([2, 1]) is rows[2]
+    assert rows[2].tolist() == [2, 1]
+
+
+@torch.no_grad()
+def test_what_is_read_in_one_pack_is_what_is_read_one_by_one() -> None:
+    together, one_by_one = made(3), made(3)
+    chunks = [[1, 2, 3], [4], [5, 6]]
+    read(shared_model(), together, [2, 0, 1], chunks)
+    for slot, chunk in zip([2, 0, 1], chunks, strict=True):
+        for token in chunk:
+            read(shared_model(), one_by_one, [slot], [[token]])
+    assert together.state.position.tolist() == [1, 2, 3]
+    for name, tensor in together.state.tensors().items():
+        torch.testing.assert_close(tensor, one_by_one.state.tensors()[name], rtol=1e-9, atol=1e-9)
+
+
+def test_a_state_of_ones_own_is_a_copy() -> None:
+    slots, given = made(1), shared_model().init_state(1)
+    own = slots.own(given)
+    given.position.fill_(9)
+    assert own.position.tolist() == [0]
