@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from selective_ssm.bench.cases import OpCase, Setup, scan_inputs
-from selective_ssm.bench.cpu import cases, floors, models, operators, peers
-from selective_ssm.bench.cpu.cases import TaskCase
+from selective_ssm.bench.cpu import cases, floors, generation, models, operators, peers
+from selective_ssm.bench.cpu.cases import DecodeCase, TaskCase
 from selective_ssm.bench.cpu.memory import Allocated
 from selective_ssm.bench.loop import scan_loop
+from selective_ssm.bench.run import matrices
 from selective_ssm.bench.subjects import ON_CPU
 from selective_ssm.models import LanguageModel, LanguageModelConfig, presets
 from selective_ssm.ops import native
@@ -75,6 +76,17 @@ def test_a_model_at_each_task(task: Any, dtype: torch.dtype, monkeypatch: pytest
     assert [row["note"] for row in rows if "note" in row] == ["not installed"] * (3 if case.with_peers else 0)
 
 
+def test_texts_side_by_side_are_compared_with_one() -> None:
+    floor, *rows = generation.decode(DecodeCase(preset="tiny", batches=(1, 3)), SETUP)
+    assert (floor["who"], set(floor)) == ("floor", {"case", "who", "ms"})
+    assert [(row["who"], row["batch"]) for row in rows] == [("engine", 1), ("step", 1), ("engine", 3), ("step", 3)]
+    alone, _, together, _ = rows
+    assert alone["of batch 1"] == pytest.approx(1)
+    assert together["tokens a second"] == pytest.approx(3 / (together["ms"] / 1e3))
+    assert together["of batch 1"] == pytest.approx(together["tokens a second"] / alone["tokens a second"])
+    assert together["of floor"] == pytest.approx(together["ms"] / floor["ms"])
+
+
 def test_the_reference_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SELECTIVE_SSM_BACKEND", raising=False)
     seen: list[str | None] = []
@@ -85,7 +97,7 @@ def test_the_reference_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("tied", [True, False])
 def test_every_matrix_of_a_model_is_in_its_floor(tied: bool) -> None:
     model = LanguageModel(replace(TINY, tie_embeddings=tied))
-    weights = floors.matrices(model)
+    weights = matrices(model)
     assert len(weights) == 4 * TINY.n_layer + 1
     assert len(weights[-1]) == TINY.padded_vocab_size
     floors.products(weights, 3)()

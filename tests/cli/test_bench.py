@@ -56,10 +56,11 @@ def test_figures_go_to_the_screen_and_to_a_file(
     ("words", "sentence"),
     [
         (["host"], "'host' is timed on a GPU only, and the device is 'cpu': give --device cuda"),
+        (["generate"], "'generate' is timed on a GPU only, and the device is 'cpu': give --device cuda"),
         (["scan", "--peer", "sdpa,mamba"], "peer must be one of 'transformers', 'mambapy', got 'sdpa'"),
         (["scan", "--plan", "lanes=3"], "--plan has 'lanes=3'; expected for lanes one of 2, 4, 8"),
         (["scan", "--plan", "pieces"], "--plan has 'pieces'; expected for pieces a positive number"),
-        (["scan", "--plot", "true"], "only 'lengths' can be drawn, not 'scan'"),
+        (["scan", "--plot", "true"], "only 'lengths', 'generate' can be drawn, not 'scan'"),
     ],
 )
 def test_what_cannot_be_timed_or_drawn_is_told(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import torch
 
+Name = TypeVar("Name", bound=Hashable)
 
-def medians(calls: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int) -> dict[str, float]:
+
+def medians(calls: Mapping[Name, Callable[[], object]], device: torch.device, *, rounds: int) -> dict[Name, float]:
     """Time calls in turns, so that all of them meet the same disturbances.
 
     Args:
@@ -25,8 +28,8 @@ def medians(calls: Mapping[str, Callable[[], object]], device: torch.device, *, 
 
 
 def quickest(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, *, rounds: int, patience: float = math.inf
-) -> dict[str, float]:
+    calls: Mapping[Name, Callable[[], object]], device: torch.device, *, rounds: int, patience: float = math.inf
+) -> dict[Name, float]:
     """The same, but the least of each: what neighbours do to a CPU only adds to its times.
 
     Args:
@@ -39,10 +42,10 @@ def quickest(
 
 
 def _turns(
-    calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, patience: float
-) -> dict[str, list[float]]:
+    calls: Mapping[Name, Callable[[], object]], device: torch.device, rounds: int, patience: float
+) -> dict[Name, list[float]]:
     slow = {name for name, call in calls.items() if seconds(call, device) > patience}
-    taken: dict[str, list[float]] = {name: [] for name in calls}
+    taken: dict[Name, list[float]] = {name: [] for name in calls}
     for turn in range(rounds):
         for name, call in calls.items():
             if turn == 0 or name not in slow:

@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selective_ssm.bench import cases
 from selective_ssm.bench.cases import ModelCase, OpCase, Setup
 from selective_ssm.bench.clock import medians
 from selective_ssm.bench.loop import scan_loop
-from selective_ssm.models import LanguageModel, ModelState, preset
+from selective_ssm.models import LanguageModel, LanguageModelConfig, ModelState, preset
 from selective_ssm.ops import causal_conv1d, selective_scan, selective_scan_step
 from selective_ssm.ops.dispatch import Case, explain
 from selective_ssm.tasks.language import next_token_loss
@@ -90,6 +90,19 @@ def backends(op: str, case: OpCase, device: torch.device) -> list[str]:
 def leaves(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors, as what gradients are asked of."""
     return {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+
+
+def fresh(config: LanguageModelConfig, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """A newly drawn model, made where it is to be."""
+    model = LanguageModel.outline(config).to(dtype).to_empty(device=device)
+    model.reset_parameters()
+    return model
+
+
+def matrices(model: LanguageModel) -> list[Tensor]:
+    """The weights of a model's matrix products, in their order, the head's last."""
+    linears = [module.weight for module in model.backbone.modules() if isinstance(module, nn.Linear)]
+    return [weight.detach() for weight in (*linears, (model.head or model.embedding).weight)]
 
 
 def _directions(calls: Mapping[str, Call], inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Mapping[str, Call]]]:

@@ -8,10 +8,11 @@ import torch
 
 from selective_ssm.bench import run
 from selective_ssm.bench.cpu import cases as cpu_cases
+from selective_ssm.bench.cpu import generation as cpu_generation
 from selective_ssm.bench.cpu import models as cpu_models
 from selective_ssm.bench.cpu import operators as cpu_operators
 from selective_ssm.bench.cpu import peers as cpu_peers
-from selective_ssm.bench.gpu import cases, host, lengths, models, operators, peers
+from selective_ssm.bench.gpu import cases, decoding, generation, host, lengths, models, operators, peers, writing
 from selective_ssm.bench.run import Subject
 from selective_ssm.errors import UserError
 
@@ -25,6 +26,8 @@ ON_GPU: Mapping[str, Subject] = {
     "blocks": (cases.BLOCKS, models.blocks),
     "lengths": (cases.LENGTHS, lengths.lengths),
     "model": (cases.MODEL, models.model),
+    "decode": (cases.DECODE, decoding.decode),
+    "generate": (cases.GENERATE, generation.generate),
 }
 """Each subject's cases on a GPU, and the function that runs one."""
 
@@ -33,13 +36,14 @@ ON_CPU: Mapping[str, Subject] = {
     "conv": (cpu_cases.CONV, cpu_operators.conv),
     "step": (cpu_cases.STEP, cpu_operators.step),
     "model": (cpu_cases.MODEL, cpu_models.model),
+    "decode": (cpu_cases.DECODE, cpu_generation.decode),
 }
 """The same on a CPU; `run.SUBJECTS` are those of other devices."""
 
 PEERS: Mapping[str, tuple[str, ...]] = {"cuda": peers.PEERS, "cpu": cpu_peers.PEERS}
 """What can be timed beside ours, by the device's type."""
 
-DRAWN = {"lengths": lengths.draw}
+DRAWN = {"lengths": lengths.draw, "generate": writing.draw}
 """The subjects that have a plot."""
 
 

@@ -23,12 +23,16 @@ if TYPE_CHECKING:
     from selective_ssm.cli.parser import Parser
 
 
-Subject = Literal["scan", "conv", "norm", "step", "host", "first-call", "blocks", "lengths", "model"]
+Subject = Literal[
+    "scan", "conv", "norm", "step", "host", "first-call", "blocks", "lengths", "model", "decode", "generate"
+]
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the verb's arguments."""
-    parser.add_argument("subject", type=Subject, help="what to time; all but scan, conv, step, model on a GPU only")
+    parser.add_argument(
+        "subject", type=Subject, help="what to time; all but scan, conv, step, model, decode on a GPU only"
+    )
     parser.add_argument("--case", type=str, action="append", help="only this case; may be given several times")
     parser.add_argument(
         "--rounds", type=PositiveInt, default=5, help="how often each case is timed; the median is told"
@@ -37,7 +41,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--plan", type=str, help="how scans are laid out on a GPU instead of as chosen: lanes=4,pieces=2"
     )
-    parser.add_argument("--plot", type=bool, default=False, help="draw the lengths beside their figures")
+    parser.add_argument("--plot", type=bool, default=False, help="draw lengths, or generate, beside their figures")
     parser.add_argument("--output", type=str, default=str(RESULTS), help="the folder of the results")
     add_device(parser)
 

@@ -47,6 +47,24 @@ class DtypeCase(OpCase):
         return super().name + _dtype_suffix(self.dtype)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeCase:
+    """A model that writes texts side by side.
+
+    Args:
+        preset: its name.
+        batches: how many; 1 comes first, with which the others are compared.
+    """
+
+    preset: str
+    batches: tuple[int, ...] = (1, 8)
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it."""
+        return self.preset
+
+
 def _dtype_suffix(dtype: torch.dtype) -> str:
     return "" if dtype == torch.float32 else f"-{str(dtype).removeprefix('torch.')}"
 
@@ -78,3 +96,4 @@ MODEL = (
     _task("training", 4, 512),
     _task("update", 1, 1),
 )
+DECODE = (DecodeCase(preset="mamba-130m"),)

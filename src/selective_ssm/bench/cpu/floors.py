@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selective_ssm.bench.cases import OpCase
 from selective_ssm.models import LanguageModel
@@ -50,12 +50,6 @@ class Exponentials:
 
     def _multiply_adds(self) -> None:
         torch.mm(self._factor, self._factor, out=self._product)
-
-
-def matrices(model: LanguageModel) -> list[Tensor]:
-    """The weights of a model's matrix products, in their order, the head's last."""
-    linears = [module.weight for module in model.backbone.modules() if isinstance(module, nn.Linear)]
-    return [weight.detach() for weight in (*linears, (model.head or model.embedding).weight)]
 
 
 def products(weights: list[Tensor], tokens: int) -> Callable[[], object]:

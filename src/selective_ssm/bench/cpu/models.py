@@ -14,7 +14,7 @@ from selective_ssm.bench.cases import Setup
 from selective_ssm.bench.clock import quickest
 from selective_ssm.bench.cpu import floors, peers
 from selective_ssm.bench.cpu.cases import TaskCase
-from selective_ssm.bench.run import Row, read, train
+from selective_ssm.bench.run import Row, matrices, read, train
 from selective_ssm.models import LanguageModel, ModelState, preset
 from selective_ssm.training.optimizer import OptimizerConfig, adamw
 
@@ -50,11 +50,11 @@ Calls = dict[str, Callable[[], object]]
 
 
 def _prefill(ours: LanguageModel, ids: Tensor) -> Calls:
-    return {"floor": floors.products(floors.matrices(ours), ids.numel()), "ours": partial(read, ours, ids)}
+    return {"floor": floors.products(matrices(ours), ids.numel()), "ours": partial(read, ours, ids)}
 
 
 def _training(ours: LanguageModel, ids: Tensor) -> Calls:
-    floor = floors.products_with_gradients(floors.matrices(ours), ids.numel())
+    floor = floors.products_with_gradients(matrices(ours), ids.numel())
     return {"floor": floor, "ours": partial(train, ours, ids)}
 
 

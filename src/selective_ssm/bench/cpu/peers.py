@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from selective_ssm.bench import huggingface
 from selective_ssm.bench.contenders import Contender, absent, imported
 from selective_ssm.bench.cpu.cases import TaskCase
 from selective_ssm.models import LanguageModelConfig
@@ -47,7 +48,7 @@ def transformers_models(case: TaskCase, config: LanguageModelConfig, names: tupl
         if transformers is None or imported(peer) is None:
             yield absent(who)
             continue
-        model = _model(transformers, config, options, case.dtype)
+        model = huggingface.mamba(transformers, config, **options).to(case.dtype)
         call = _call(case, model, config.vocab_size)
         if who.endswith("compiled"):
             # A layer knows its number, for which its code is compiled anew; what comes of it is the same, and cached.
@@ -55,13 +56,6 @@ def transformers_models(case: TaskCase, config: LanguageModelConfig, names: tupl
             for layer in model.backbone.layers:
                 layer.compile()
         yield Contender(who, call, [])
-
-
-def _model(transformers: Any, config: LanguageModelConfig, options: dict[str, Any], dtype: torch.dtype) -> Any:
-    theirs = transformers.MambaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.d_model, num_hidden_layers=config.n_layer, **options
-    )
-    return transformers.MambaForCausalLM(theirs).to(dtype)
 
 
 def _call(case: TaskCase, model: Any, vocab_size: int) -> Callable[[], object]:

@@ -6,6 +6,7 @@ Legend: B batch, L length, D channels, N state, K conv width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -47,6 +48,118 @@ class CallCase:
     scan: OpCase
 
 
+@dataclass(frozen=True, kw_only=True)
+class DecodeCase:
+    """A model that writes so many texts side by side.
+
+    Args:
+        preset: its name.
+        batch: B.
+    """
+
+    preset: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it: PRESET-B."""
+        return f"{self.preset}-{self.batch}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForkCase:
+    """A text's state that is copied.
+
+    Args:
+        preset: the model's name.
+        copies: how many at once.
+    """
+
+    preset: str
+    copies: tuple[int, ...] = (1, 8, 64)
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it."""
+        return f"{self.preset}-fork"
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingCase:
+    """Prompts of several shapes that are read and gone on with, each by itself.
+
+    Args:
+        preset: the model's name.
+        over: what differs from shape to shape.
+        shapes: (B, L) of the prompts.
+        new_tokens: how many are written after each.
+    """
+
+    preset: str
+    over: Literal["batch", "length"]
+    shapes: tuple[tuple[int, int], ...]
+    new_tokens: int
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it."""
+        return f"{self.preset}-{self.over}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefillCase(ModelCase):
+    """Prompts that are read."""
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it: PRESET-prefill-BxL."""
+        return f"{self.preset}-prefill-{self.batch}x{self.length}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadCase:
+    """Texts of any length that an engine is asked for at once.
+
+    Args:
+        preset: the model's name.
+        texts: how many.
+        prompt: the shortest and the longest prompt.
+        new_tokens: the fewest and the most tokens that follow one.
+        slots: of the engine.
+        budgets: tokens of prompts that its step reads at most; an engine for each.
+    """
+
+    preset: str
+    texts: int = 512
+    prompt: tuple[int, int] = (16, 1024)
+    new_tokens: tuple[int, int] = (64, 512)
+    slots: int = 128
+    budgets: tuple[int, ...] = (2048, 8192)
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it."""
+        return f"{self.preset}-ragged"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoakCase(LoadCase):
+    """The same again and again.
+
+    Args:
+        seconds: for how long.
+        first: steps after which memory is looked at, to compare with what it is in the end.
+    """
+
+    seconds: float = 15.0
+    first: int = 1000
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it."""
+        return f"{self.preset}-soak"
+
+
 def _case(batch: int, length: int, channels: int, states: int) -> OpCase:
     return OpCase(batch=batch, length=length, channels=channels, states=states, dtype=torch.bfloat16)
 
@@ -76,4 +189,22 @@ MODEL = (
     ModelCase(preset="mamba-1.4b", batch=4, length=2048),
     ModelCase(preset="mamba-370m", batch=8, length=2048),
     ModelCase(preset="mamba-130m", batch=8, length=2048),
+)
+DECODE = (
+    *(DecodeCase(preset=preset, batch=batch) for preset in ("mamba-130m", "mamba-1.4b") for batch in (1, 8, 128)),
+    DecodeCase(preset="mamba-370m", batch=1),
+    ForkCase(preset="mamba-1.4b"),
+)
+_BATCHES = tuple((2**power, 2048) for power in range(10))
+GENERATE = (
+    *(PrefillCase(preset=preset, batch=8, length=2048) for preset in ("mamba-130m", "mamba-1.4b")),
+    *(
+        WritingCase(preset=preset, over="batch", shapes=_BATCHES, new_tokens=128)
+        for preset in ("mamba-130m", "mamba-1.4b")
+    ),
+    WritingCase(
+        preset="mamba-1.4b", over="length", shapes=tuple((1, 2**power) for power in range(9, 17)), new_tokens=32
+    ),
+    *(LoadCase(preset=preset) for preset in ("mamba-130m", "mamba-1.4b")),
+    SoakCase(preset="mamba-130m"),
 )

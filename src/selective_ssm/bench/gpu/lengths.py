@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from selective_ssm.bench import cases
+from selective_ssm.bench import cases, plots
 from selective_ssm.bench.cases import OpCase, Setup
 from selective_ssm.bench.contenders import Contender, passes
 from selective_ssm.bench.gpu import peers
@@ -17,7 +17,6 @@ from selective_ssm.bench.gpu.cases import LengthCase
 from selective_ssm.bench.gpu.operators import timed
 from selective_ssm.bench.loop import scan_by_doubling
 from selective_ssm.bench.run import Row, leaves
-from selective_ssm.errors import require
 from selective_ssm.ops import selective_scan
 
 _COPIES = 5  # of every state, that the scan in plain torch holds at once
@@ -49,9 +48,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     Raises:
         MissingPackage: matplotlib is not installed.
     """
-    require("matplotlib", "plots").rcParams["svg.fonttype"] = "none"
-    figure = require("matplotlib.figure", "plots").Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = plots.panels()
     colours: dict[str, str] = {}
     for who, name in dict.fromkeys((row["who"], row["pass"]) for row in rows if "gpu µs" in row):
         chosen = [row for row in rows if (row["who"], row["pass"]) == (who, name) and "gpu µs" in row]
@@ -59,11 +56,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         style = "-" if name == "forward" else "--"
         colour = colours.setdefault(who, f"C{len(colours)}")
         axes.plot(x, y, style, color=colour, marker=".", label=f"{who}, {name}")
-    axes.set(xscale="log", yscale="log", xlabel="length (tokens)", ylabel="ms")
-    axes.set_xscale("log", base=2)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, metadata={"Date": None})
+    plots.dress(axes, "length (tokens)", "ms")
+    plots.save(figure, path)
 
 
 def _attention(case: LengthCase, setup: Setup) -> Contender:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from selective_ssm.bench.cases import ModelCase, Setup
 from selective_ssm.bench.gpu import peers
 from selective_ssm.bench.gpu.attention import TransformerLayer, fastest, limited
-from selective_ssm.bench.gpu.cases import LengthCase
+from selective_ssm.bench.gpu.cases import LengthCase, PrefillCase
 from selective_ssm.bench.gpu.clock import Call
+from selective_ssm.bench.gpu.device import forget_peak, peak
 from selective_ssm.bench.gpu.operators import timed
-from selective_ssm.bench.run import Row, read, train
-from selective_ssm.models import LanguageModel, LanguageModelConfig, preset
+from selective_ssm.bench.run import Row, fresh, read, train
+from selective_ssm.models import LanguageModelConfig, preset
 from selective_ssm.models.backbone import Backbone
 from selective_ssm.tasks.language import next_token_loss
 
@@ -57,8 +58,7 @@ def model(case: ModelCase, setup: Setup) -> Iterator[Row]:
     """Tokens a second of training (forward, loss, backward) and of prefill by the wall's time, and memory."""
     config = preset(case.preset)
     ids = torch.randint(config.vocab_size, (case.batch, case.length), device=setup.device)
-    ours = LanguageModel.outline(config).to(_DTYPE).to_empty(device=setup.device)
-    ours.reset_parameters()
+    ours = fresh(config, setup.device, _DTYPE)
     calls: dict[str, Call] = {"training": partial(train, ours, ids), "prefill": partial(read, ours, ids)}
     for what, call in calls.items():
         yield _tokens(case, what, "ours", call, setup)
@@ -78,6 +78,14 @@ def model(case: ModelCase, setup: Setup) -> Iterator[Row]:
     yield _tokens(case, "prefill", "mamba_ssm", torch.no_grad()(partial(theirs, ids, num_last_tokens=1)), setup)
 
 
+def prefill(case: PrefillCase, setup: Setup) -> Iterator[Row]:
+    """Tokens a second of reading prompts, for the state alone and for the next token's logits too."""
+    ours = fresh(preset(case.preset), setup.device, _DTYPE)
+    ids = torch.randint(ours.config.vocab_size, (case.batch, case.length), device=setup.device)
+    yield _tokens(case, "read", "ours", torch.no_grad()(partial(ours.read, ids)), setup)
+    yield _tokens(case, "prefill", "ours", partial(read, ours, ids), setup)
+
+
 def _gradients(module: nn.Module, x: Tensor) -> Call:
     """Forward and backward, to the input and every parameter."""
     module = module.to(x.device, x.dtype)
@@ -87,9 +95,7 @@ def _gradients(module: nn.Module, x: Tensor) -> Call:
 
 
 def _tokens(case: ModelCase, what: str, who: str, call: Call, setup: Setup) -> Row:
-    on_gpu = setup.device.type == "cuda"
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats(setup.device)
+    forget_peak(setup.device)
     row: Row = {"case": case.name, "what": what, "who": who} | timed(call, setup)
     row["tokens a second"] = case.batch * case.length / (row["wall µs"] / 1e6)
-    return row | {"GiB": torch.cuda.max_memory_allocated(setup.device) / 2**30} if on_gpu else row
+    return row | peak(setup.device)
