@@ -52,6 +52,7 @@ def test_graphs_change_nothing(model: LanguageModel, way: str) -> None:
 def test_steps_allocate_nothing_once_there_are_graphs(model: LanguageModel) -> None:
     engine = Engine(model, slots=8)
     engine.warm_up(temperature=0)
+    assert len(engine._steps._graphs) == 4
     requests = [engine.submit([1, 2, 3], max_new_tokens=100, temperature=0) for _ in range(8)]
 
     def allocated() -> int:
@@ -65,6 +66,7 @@ def test_steps_allocate_nothing_once_there_are_graphs(model: LanguageModel) -> N
         for _ in range(50):
             engine.step()
         assert allocated() == before
+    assert len(engine._steps._graphs) == 4
     assert len({tuple(request.result().ids) for request in requests}) == 1
 
 

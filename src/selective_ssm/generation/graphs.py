@@ -105,6 +105,7 @@ class Steps:
 
     def warm_up(self, needs: Needs) -> None:
         """Make the graphs for every number of rows."""
+        self.look_at_parameters()
         for size in sizes_up_to(self._slots.count) if self._uses_graphs else ():
             rows = self._slots.rows([-1] * size)
             if (size, needs) not in self._graphs:
