@@ -31,8 +31,8 @@ def dictated(monkeypatch: pytest.MonkeyPatch) -> Any:
     def dictate(answer: bytes | list[int]) -> Iterator[int]:
         answers = iter(answer)
 
-        def sample(logits: Tensor, *_: object) -> Tensor:
-            return torch.tensor([next(answers)] * len(logits))
+        def sample(logits: Tensor, *_: object) -> tuple[Tensor, None]:
+            return torch.tensor([next(answers)] * len(logits)), None
 
         monkeypatch.setattr(slots, "sample", sample)
         return answers
@@ -195,7 +195,7 @@ def test_no_tokens_are_written_where_none_are_asked_for(model: LanguageModel) ->
 def test_only_ids_of_the_tokenizer_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """A released model's vocabulary is padded beyond its tokenizer's."""
     padded = LanguageModel(LanguageModelConfig(d_model=8, n_layer=1, vocab_size=300))
-    monkeypatch.setattr(slots, "sample", lambda logits, *_: torch.tensor([logits.shape[-1] - 2]))
+    monkeypatch.setattr(slots, "sample", lambda logits, *_: (torch.tensor([logits.shape[-1] - 2]), None))
     assert generate(padded, [1], tokenizer=BYTES, max_new_tokens=4)[0].ids == [255] * 4
     assert list(stream(padded, [1], max_new_tokens=1)) == [298]
 

@@ -196,7 +196,7 @@ def test_log_probabilities_are_those_of_the_logits_alone(dtype: torch.dtype) -> 
     tokens, found = sample(logits, *settings(MIXED), position, seen, **EVERYTHING, logprobs=True)
     rows = zip(logits.tolist(), tokens.tolist(), strict=True)
     expected = [math.log(math.exp(row[id]) / sum(map(math.exp, row))) for row, id in rows]
-    torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=found.dtype), rtol=1e-5, atol=1e-6)
     assert sample(logits, *settings(MIXED), position, **EVERYTHING)[1].shape == (0,)
 
 
@@ -216,10 +216,18 @@ def test_tensors_may_lie_anyhow() -> None:
     assert [x.shape for x in nobody] == [(0,), (0,)]
 
 
+def test_rows_name_their_settings() -> None:
+    """As indices do; there may be other numbers of positions than of settings, of which −1 is the last."""
+    logits, seen, position = torch.randn(4, 33), torch.rand(len(MIXED), 33) < 0.3, torch.arange(len(MIXED) + 2)
+    rows = torch.tensor([4, -1, 0, 4])
+    named = sample(logits, *settings(MIXED), position, seen, rows=rows, **EVERYTHING)[0]
+    assert named.equal(chosen(logits, [MIXED[i] for i in rows], position[rows], seen[rows]))
+
+
 def test_opcheck() -> None:
     logits, seen, position = torch.randn(3, 8), torch.ones(3, 8) > 0, torch.arange(3)
     for logprobs in (False, True):
-        arguments = (logits, *settings(MIXED[:3]), position, seen, True, ALL, True, logprobs, None)
+        arguments = (logits, *settings(MIXED[:3]), position, seen, position, True, ALL, True, logprobs, None)
         torch.library.opcheck(torch.ops.selective_ssm.sample.default, arguments)
 
 
@@ -240,5 +248,9 @@ def test_what_does_not_fit_is_refused() -> None:
         sample(logits, real, whole, torch.zeros(3, dtype=torch.int64), draws=True)
     with pytest.raises(ValueError, match="seen is on meta"):
         sample(logits, real, whole, position, torch.ones(2, 4, dtype=torch.bool, device="meta"), draws=True)
+    with pytest.raises(ValueError, match=r"rows has shape \(1,\); expected \(B\) with B = 2"):
+        sample(logits, real, whole, position, rows=position[:1], draws=True)
+    with pytest.raises(ValueError, match=r"whole has shape \(1, 4\); expected \(S, 4\) with S = 2"):
+        sample(logits, real, whole[:1], position, rows=position, draws=True)
     with pytest.raises(ValueError, match="backend 'cuda' cannot run sample here: it takes tensors on a CUDA device"):
         sample(logits, real, whole, position, draws=True, backend="cuda")

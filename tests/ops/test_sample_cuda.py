@@ -198,6 +198,19 @@ def test_reads_views_and_nothing_beside_them(dtype: torch.dtype) -> None:
 
 
 @needs_emulator
+@pytest.mark.usefixtures("emulated", "same_exponential")
+def test_rows_name_their_settings_and_never_leave_them() -> None:
+    logits, seen, position = drawn(len(MIXED), 257, BF16)
+    arguments = (logits[:4], *settings(MIXED), torch.cat([position, position[:2] + 1]), seen)
+    rows = torch.tensor([4, -1, 0, -len(MIXED)])
+    kernel, plain = (sample(*arguments, rows=rows, **EVERYTHING, backend=name)[0] for name in ("cuda", "reference"))
+    assert kernel.equal(plain)
+    beyond = torch.tensor([2**40, -(2**40), len(MIXED), -100])
+    tokens, _ = sample(*arguments, rows=beyond, **EVERYTHING, backend="cuda")
+    assert all(0 <= token < 257 for token in tokens.tolist())
+
+
+@needs_emulator
 @pytest.mark.usefixtures("emulated")
 def test_what_is_not_a_number_counts_as_impossible() -> None:
     logits, seen, position = drawn(len(MIXED), 40, FP32)

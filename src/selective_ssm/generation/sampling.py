@@ -116,11 +116,11 @@ class Needs(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The settings of rows as tensors, where the logits are.
+    """The settings of slots as tensors, where the logits are.
 
     Attributes:
-        real: (B, 2) fp32: temperature, repetition penalty.
-        whole: (B, 4) int64: the seed's stream, top-k, and the shares of top-p and min-p.
+        real: (slots, 2) fp32: temperature, repetition penalty.
+        whole: (slots, 4) int64: the seed's stream, top-k, and the shares of top-p and min-p.
     """
 
     real: Tensor
@@ -128,30 +128,32 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, rows: Sequence[Sampling]) -> Settings:
-        """The settings of each row, on the CPU."""
+        """The settings of each slot, on the CPU."""
         real = [(one.temperature, one.repetition_penalty) for one in rows]
         whole = [(stream_of(one.seed), one.top_k or ALL, _share(one.top_p), _share(one.min_p)) for one in rows]
         return cls(torch.tensor(real, dtype=torch.float32), torch.tensor(whole, dtype=torch.int64))
 
-    def rows(self, index: Tensor) -> Settings:
-        """Those of some rows; a negative index counts from the end."""
-        return Settings(self.real[index], self.whole[index])
-
 
 def sample(
-    logits: Tensor, settings: Settings, position: Tensor, needs: Needs, seen: Tensor | None = None
+    logits: Tensor,
+    settings: Settings,
+    position: Tensor,
+    needs: Needs,
+    seen: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Choose a token for each row; see `ops.sample`.
 
     Args:
         logits: (B, V), floating.
-        settings: of each row.
-        position: (B,) int64, the number of tokens before the one that is chosen.
+        settings: of each slot.
+        position: (slots,) int64, the number of tokens before the one that is chosen.
         needs: what some row needs.
-        seen: (B, V) bool, the tokens that were there before; needed for a penalty.
+        seen: (slots, V) bool, the tokens that were there before; needed for a penalty.
+        rows: (B,) int64, the slot of each row; by default row b has slot b.
 
     Returns:
-        (B,) int64, the ids of the tokens, and (B,) fp32, their log-probabilities, where needed.
+        (B,) int64, the ids of the tokens, and (B,), their log-probabilities in fp32 at least, where needed.
 
     Example:
         >>> greedy = Sampling(temperature=0)
@@ -164,6 +166,7 @@ def sample(
         *settings,
         position,
         seen if penalty else None,
+        rows=rows,
         draws=draws,
         ranked=ranked,
         likely=likely,

@@ -125,9 +125,8 @@ def advance(model: LanguageModel, slots: Slots, rows: Tensor, needs: Needs) -> t
         The tokens (B,), and their log-probabilities (B,) where needed; those of padding mean nothing.
     """
     logits = model.step(slots.pending[rows], slots.state, state_indices=rows).logits
-    seen = slots.seen[rows] if needs.penalty else None
-    position = slots.state.position[rows]
-    tokens, logprobs = sample(logits[:, : slots.known], slots.settings.rows(rows), position, needs, seen)
+    logits = logits[:, : slots.known]
+    tokens, logprobs = sample(logits, slots.settings, slots.state.position, needs, slots.seen, rows)
     slots.pending[rows] = tokens
     if needs.penalty:
         slots.seen[rows, tokens] = torch.ones_like(rows, dtype=torch.bool)  # a number would come from the host

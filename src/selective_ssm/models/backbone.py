@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from selective_ssm.layers import Mixer, MixerConfig, State, build_mixer
-from selective_ssm.layers.mixer import in_float32
 from selective_ssm.layers.norm import build_norm
 from selective_ssm.layers.recompute import Recompute, recomputing
 from selective_ssm.models.config import LanguageModelConfig
@@ -75,9 +74,9 @@ class Backbone(nn.Module):
         for layer in self.layers:
             layer.mixer.out_proj.weight /= math.sqrt(len(self.layers))
 
-    def stream(self, x: Tensor) -> Tensor:
-        """What x is in the residual stream's dtype."""
-        return in_float32(x) if self.residual_in_fp32 else x
+    def _stream_dtype(self, x: Tensor) -> torch.dtype:
+        """The residual stream's, where branches have that of x."""
+        return torch.promote_types(x.dtype, torch.float32) if self.residual_in_fp32 else x.dtype
 
     def forward(
         self,
@@ -88,7 +87,7 @@ class Backbone(nn.Module):
         return_state: bool = False,
     ) -> tuple[Tensor, list[State]]:
         """Pass x (B, L, D) through every branch, each going on from its state; the end states too where asked for."""
-        x = self.stream(x)
+        x = x.to(self._stream_dtype(x))
         branch = None
         ends: list[State] = []
         for index, layer in enumerate(self.layers):
@@ -101,8 +100,7 @@ class Backbone(nn.Module):
 
     def step(self, x: Tensor, states: Sequence[State], *, state_indices: Tensor | None = None) -> Tensor:
         """Pass one token a row, x (B, D), through every branch; the states are updated in place."""
-        x = self.stream(x)
-        branch = torch.zeros_like(x)  # so that the first norm is the same operator as all the others
+        x, branch = torch.zeros_like(x, dtype=self._stream_dtype(x)), x  # the first add is then as all the others
         for layer, state in zip(self.layers, states, strict=True):
             x, branch, after = layer.step(x, branch, state, state_indices=state_indices)
             for old, new in zip(state, after, strict=True):

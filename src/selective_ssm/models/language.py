@@ -180,7 +180,6 @@ class LanguageModel(nn.Module):
         if self.positions is not None:
             before = state.position if state_indices is None else state.position[state_indices.clamp_min(0)]
             x = x + self._embed_positions(self.positions, before)
-        x = self.backbone.stream(x)
         if torch.compiler.is_compiling():
             logits = self._advance(x, state.layers, state_indices)
         else:
@@ -188,8 +187,9 @@ class LanguageModel(nn.Module):
         if state_indices is None:
             state.position.add_(1)
         else:
-            real = (state_indices >= 0).to(state.position.dtype)
-            state.position.index_add_(0, state_indices.clamp_min(0), real)
+            # As a number at once: to compare and then to convert is two launches.
+            is_real = torch.ge(state_indices, 0, out=torch.empty_like(state_indices, dtype=torch.int64))
+            state.position.index_add_(0, state_indices.clamp_min(0), is_real)
         return LanguageModelOutput(logits, state)
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:

@@ -1,6 +1,6 @@
 """How a matrix times few vectors is laid out over a GPU: a pure function of sizes.
 
-The number of vectors has no say in `split`, so that what is summed together does not depend on it.
+Up to sixteen the number of vectors has no say in `split`, so that what is summed together does not depend on it.
 
 Legend: M vectors, K inputs, N outputs. A tile is eight rows of the weight; a step is four vectors of 16 bytes of each.
 """
@@ -95,11 +95,12 @@ def plan(vectors: int, outputs: int, inputs: int, itemsize: int) -> Plan:
 @functools.lru_cache(1024)
 def _plan(vectors: int, outputs: int, inputs: int, itemsize: int) -> Plan:
     all_tiles, steps = -(-outputs // TILE), -(-inputs * itemsize // STEP_BYTES)
+    sixteens = -(-vectors // PLACES)
     is_in_pairs = _TILES_IN_PAIRS <= all_tiles < _MANY_TILES
-    split = 1
-    while 2 * split <= min(steps, _MOST_SPLIT) and not _is_split_enough(all_tiles >> is_in_pairs, split, steps):
+    teams, split = sixteens * all_tiles >> is_in_pairs, 1
+    while 2 * split <= min(steps, _MOST_SPLIT) and not _is_split_enough(teams, split, steps):
         split *= 2
-    is_wide = vectors > FEW and -(-vectors // PLACES) * all_tiles > _MULTIPROCESSORS
+    is_wide = vectors > FEW and sixteens * all_tiles > _MULTIPROCESSORS
     tiles = 2 if is_in_pairs or is_wide else 1
     share = -(-steps // split)
     rounds = -(-share * tiles // _MOST_ON_THEIR_WAY)

@@ -21,14 +21,14 @@ _SHARED = 2 * 32 * 8 + 24 + _THREADS * 8
 _OCTET = 8
 _VECTOR_BYTES = 16
 
-_POINTERS = "logits real whole position seen weights tokens logprobs"
+_POINTERS = "logits real whole position seen rows weights tokens logprobs"
 
 
 class _Sample(Parameters):
     _fields_: ClassVar = [
         *((name, ctypes.c_void_p) for name in _POINTERS.split()),
         *((name, ctypes.c_int64) for name in ("logits_row", "seen_row")),
-        ("vocabulary", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("vocabulary", "held", "positions")),
     ]
 
 
@@ -38,22 +38,24 @@ def forward(
     whole: Tensor,
     position: Tensor,
     seen: Tensor | None,
+    rows: Tensor | None,
     draws: bool,
     ranked: int,
     likely: bool,
     logprobs: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns the tokens (B,) int64, and their log-probabilities (B,) fp32 or none, of size zero."""
-    rows, vocabulary = logits.shape
+    count, vocabulary = logits.shape
     is_ranked = draws and ranked > 0
-    tokens, found = whole.new_empty(rows), real.new_empty(rows if logprobs else 0)
-    weights = real.new_empty(rows, -(-vocabulary // _OCTET) * _OCTET) if is_ranked else None
+    tokens, found = whole.new_empty(count), real.new_empty(count if logprobs else 0)
+    weights = real.new_empty(count, -(-vocabulary // _OCTET) * _OCTET) if is_ranked else None
     is_aligned = (logits.data_ptr() | logits.stride(0) * logits.itemsize) % _VECTOR_BYTES == 0
     kernel = _kernel(logits.dtype, draws, is_ranked, seen is not None, logprobs, is_aligned, logits.get_device())
-    tensors = (logits, real, whole, position, seen, weights, tokens, found)
+    tensors = (logits, real, whole, position, seen, rows, weights, tokens, found)
     seen_row = 0 if seen is None else seen.stride(0)
-    parameters = _Sample.of(*map(pointer, tensors), logits.stride(0), seen_row, vocabulary)
-    kernel((rows, 1, 1), _THREADS, parameters, current_stream(logits.get_device()))
+    sizes = (logits.stride(0), seen_row, vocabulary, len(real), len(position))
+    parameters = _Sample.of(*map(pointer, tensors), *sizes)
+    kernel((count, 1, 1), _THREADS, parameters, current_stream(logits.get_device()))
     return tokens, found
 
 

@@ -8,16 +8,24 @@
 
 struct Parameters {
     const NUMBER* logits;   // (B, V), unit stride in V
-    const float* real;      // (B, 2): temperature, penalty
-    const int64* whole;     // (B, 4): stream, top-k, shares of top-p and min-p
-    const int64* position;  // (B,)
-    const uint8* seen;      // (B, V), unit stride in V; read where PENALTY
+    const float* real;      // (S, 2): temperature, penalty
+    const int64* whole;     // (S, 4): stream, top-k, shares of top-p and min-p
+    const int64* position;  // (as many as `positions`,)
+    const uint8* seen;      // (S, V), unit stride in V; read where PENALTY
+    const int64* rows;      // (B,), which of the four above; negative from their end; null for b of row b
     float* weights;         // (B, V rounded up to whole octets), where RANKED: room for them
     int64* tokens;          // (B,)
     float* logprobs;        // (B,), where LOGPROBS
     int64 logits_row, seen_row;
-    int vocabulary;  // V
+    int vocabulary, held, positions;  // V, S
 };
+
+// Where among `count` what belongs to row b lies; whatever `rows` holds, it is inside.
+__device__ __forceinline__ int64 place_of(const Parameters& p, int64 b, int count) {
+    if (p.rows == nullptr) return b;
+    const int64 row = p.rows[b] + (p.rows[b] < 0 ? count : 0);
+    return row < 0 ? 0 : row < count ? row : count - 1;
+}
 
 // The finaliser of the generator splitmix64.
 __device__ __forceinline__ uint64 mixed(uint64 x) {
@@ -106,10 +114,10 @@ __device__ __forceinline__ int draw(const Row& row, const Cut& cut, uint64 share
 extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_constant__ Parameters p) {
     let_next_begin();
     wait_for_previous();
-    const int64 b = blockIdx.x;
-    const float temperature = p.real[2 * b];
-    Row row = {p.logits + b * p.logits_row, p.seen + b * p.seen_row, nullptr, p.vocabulary};
-    row.penalty = p.real[2 * b + 1];
+    const int64 b = blockIdx.x, own = place_of(p, b, p.held);
+    const float temperature = p.real[2 * own];
+    Row row = {p.logits + b * p.logits_row, p.seen + own * p.seen_row, nullptr, p.vocabulary};
+    row.penalty = p.real[2 * own + 1];
     row.temperature = fmaxf(temperature, 0x1p-126f);
     const uint64 best = most_likely<PENALTY>(row);
     row.best = logit_of(best);
@@ -120,7 +128,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
     }
     int token = threadIdx.x == 0 ? id_of(best) : -1;
     if (DRAWS && temperature > 0) {
-        const int64* whole = p.whole + 4 * b;
+        const int64* whole = p.whole + 4 * own;
         Cut cut = {0.0f, 0};
         if constexpr (RANKED) {
             row.weights = p.weights + b * ((p.vocabulary + 7) / 8 * 8);
@@ -133,7 +141,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sample(const __grid_consta
         }
         const float least = float(whole[3]) * (UNITS / (1 << SHARE_BITS));
         if (least > cut.bar) cut = {least, EVERY};
-        token = draw(row, cut, uniform(whole[0], p.position[b]), id_of(best));
+        token = draw(row, cut, uniform(whole[0], p.position[place_of(p, b, p.positions)]), id_of(best));
     }
     if (token < 0) return;
     p.tokens[b] = token;

@@ -8,7 +8,7 @@ top-k, top-p and min-p cut in this order, and what is cut has no weight any more
 the sum of weights, in the order of ids, reaches a share of its end, which a hash of seed and position gives. All this
 is done in whole numbers: see `reference`.
 
-Legend: B rows, V vocabulary.
+Legend: B rows, V vocabulary, S rows of settings: B, or as many as are chosen from.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ class Backend(Protocol):
         whole: Tensor,
         position: Tensor,
         seen: Tensor | None,
+        rows: Tensor | None,
         draws: bool,
         ranked: int,
         likely: bool,
         logprobs: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the tokens (B,) int64, and their log-probabilities (B,) fp32 or none, of size zero."""
+        """Returns the tokens (B,) int64, and their log-probabilities (B,) in fp32 at least, or none, of size zero."""
         ...
 
 
@@ -55,6 +56,7 @@ def sample(
     position: Tensor,
     seen: Tensor | None = None,
     *,
+    rows: Tensor | None = None,
     draws: bool,
     ranked: int = 0,
     likely: bool = False,
@@ -70,12 +72,14 @@ def sample(
 
     Args:
         logits: (B, V) fp32, bf16, fp16 or float64.
-        real: (B, 2) fp32: temperature, 0 for the most likely token; and the repetition penalty, 1 for none.
-        whole: (B, 4) int64: a stream of random numbers (`reference.stream_of` a seed); how many of the most likely
+        real: (S, 2) fp32: temperature, 0 for the most likely token; and the repetition penalty, 1 for none.
+        whole: (S, 4) int64: a stream of random numbers (`reference.stream_of` a seed); how many of the most likely
             tokens are kept, V or more for all; the share of these that the fewest kept have together; and the share of
             the most likely token's weight that a token must have. Shares are in units of 2⁻²⁴, at most 2²⁴.
-        position: (B,) int64, which number of the stream is taken.
-        seen: (B, V) bool, the tokens that are penalised; None where no row has a penalty.
+        position: (S,) int64, which number of the stream is taken.
+        seen: (S, V) bool, the tokens that are penalised; None where no row has a penalty.
+        rows: (B,) int64, which of the settings, positions (their number may be another) and seen tokens each row of
+            logits has; a negative one counts from the end. By default row b has those of row b.
         draws: whether some row has a temperature above 0.
         ranked: 0 where no row that draws is cut by top-k or top-p; else at least the k of each that is, V or more
             where one of them has a p alone.
@@ -84,8 +88,8 @@ def sample(
         backend: which implementation runs it; None for the fastest that can (see `ops.dispatch`).
 
     Returns:
-        The tokens' ids (B,) int64; the natural logarithms of their probabilities by the logits alone, (B,) fp32, of
-        size zero where not wanted.
+        The tokens' ids (B,) int64; the natural logarithms of their probabilities by the logits alone, (B,) fp32
+        (float64 for float64), of size zero where not wanted.
 
     Raises:
         ValueError: a shape or device does not fit, or the backend asked for cannot run here.
@@ -100,20 +104,26 @@ def sample(
         >>> sample(torch.tensor([[0.0, 2.0, 1.0]]), greedy, settings, torch.tensor([7]), draws=False)[0]
         tensor([1])
     """
-    _check(logits, real, whole, position, seen)
-    return call(_SAMPLE, False, logits, real, whole, position, seen, draws, ranked, likely, logprobs, backend)
+    _check(logits, real, whole, position, seen, rows)
+    return call(_SAMPLE, False, logits, real, whole, position, seen, rows, draws, ranked, likely, logprobs, backend)
 
 
-def _check(logits: Tensor, real: Tensor, whole: Tensor, position: Tensor, seen: Tensor | None) -> None:
-    rows, tokens = sizes = checks.sizes_of(logits, 2)
+def _check(
+    logits: Tensor, real: Tensor, whole: Tensor, position: Tensor, seen: Tensor | None, rows: Tensor | None
+) -> None:
+    count, tokens = sizes = checks.sizes_of(logits, 2)
     checks.tensor("logits", logits, "BV", sizes, _DTYPES, logits.device)
     if tokens == 0:
         raise ValueError(f"logits has shape {tuple(logits.shape)}; expected a vocabulary of one token at least")
-    checks.tensor("real", real, ("B", "2"), (rows, 2), (torch.float32,), logits.device)
-    checks.tensor("whole", whole, ("B", "4"), (rows, 4), (torch.int64,), logits.device)
-    checks.tensor("position", position, "B", (rows,), (torch.int64,), logits.device)
+    letter, held, positions = "B", count, count
+    if rows is not None:
+        checks.tensor("rows", rows, "B", (count,), (torch.int64,), logits.device)
+        letter, (held, _), (positions,) = "S", checks.sizes_of(real, 2), checks.sizes_of(position, 1)
+    checks.tensor("real", real, (letter, "2"), (held, 2), (torch.float32,), logits.device)
+    checks.tensor("whole", whole, (letter, "4"), (held, 4), (torch.int64,), logits.device)
+    checks.tensor("position", position, letter, (positions,), (torch.int64,), logits.device)
     if seen is not None:
-        checks.tensor("seen", seen, "BV", sizes, (torch.bool,), logits.device)
+        checks.tensor("seen", seen, (letter, "V"), (held, tokens), (torch.bool,), logits.device)
 
 
 def _forward(
@@ -122,6 +132,7 @@ def _forward(
     whole: Tensor,
     position: Tensor,
     seen: Tensor | None,
+    rows: Tensor | None,
     draws: bool,
     ranked: int,
     likely: bool,
@@ -132,7 +143,8 @@ def _forward(
     seen = None if seen is None else _with_unit_stride(seen)
     settings = (real.contiguous(), whole.contiguous(), position.contiguous())
     run = _BACKENDS[chosen] if logits.numel() > 0 else reference
-    return run.forward(_with_unit_stride(logits), *settings, seen, draws, ranked, likely, logprobs)
+    rows = None if rows is None else rows.contiguous()
+    return run.forward(_with_unit_stride(logits), *settings, seen, rows, draws, ranked, likely, logprobs)
 
 
 def _fake_forward(
@@ -141,14 +153,15 @@ def _fake_forward(
     whole: Tensor,
     position: Tensor,
     seen: Tensor | None,
+    rows: Tensor | None,
     draws: bool,
     ranked: int,
     likely: bool,
     logprobs: bool,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    rows = logits.shape[0]
-    return whole.new_empty(rows), real.new_empty(rows if logprobs else 0)
+    count, dtype = logits.shape[0], torch.promote_types(logits.dtype, torch.float32)
+    return whole.new_empty(count), logits.new_empty(count if logprobs else 0, dtype=dtype)
 
 
 def _with_unit_stride(x: Tensor) -> Tensor:
@@ -156,8 +169,8 @@ def _with_unit_stride(x: Tensor) -> Tensor:
 
 
 _SAMPLE = define(
-    "sample(Tensor logits, Tensor real, Tensor whole, Tensor position, Tensor? seen, bool draws, int ranked,"
-    " bool likely, bool logprobs, str? backend) -> (Tensor tokens, Tensor logprobs)",
+    "sample(Tensor logits, Tensor real, Tensor whole, Tensor position, Tensor? seen, Tensor? rows, bool draws,"
+    " int ranked, bool likely, bool logprobs, str? backend) -> (Tensor tokens, Tensor logprobs)",
     _forward,
     _fake_forward,
 )

@@ -26,12 +26,15 @@ def forward(
     whole: Tensor,
     position: Tensor,
     seen: Tensor | None,
+    rows: Tensor | None,
     draws: bool,
     ranked: int,
     likely: bool,
     logprobs: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the tokens (B,) int64, and their log-probabilities (B,) fp32 or none, of size zero."""
+    """Returns the tokens (B,) int64, and their log-probabilities (B,) in fp32 at least, or none, of size zero."""
+    if rows is not None:
+        real, whole, position, seen = real[rows], whole[rows], position[rows], None if seen is None else seen[rows]
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     temperature, penalty = real.unbind(1)
     stream, top_k, top_p, min_p = whole.unbind(1)
@@ -44,12 +47,12 @@ def forward(
         if likely:
             weights = keep_likely(weights, min_p)
         tokens = torch.where(temperature > 0, draw(weights, uniform(stream, position)), tokens)
-    return tokens, log_probabilities(logits, tokens) if logprobs else real.new_empty(0)
+    return tokens, log_probabilities(logits, tokens) if logprobs else logits.new_empty(0)
 
 
 def log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:
-    """The natural logarithm of each token's probability, (B,) fp32, by the model alone: no setting changes it."""
-    return logits.log_softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(-1).float()
+    """The natural logarithm of each token's probability, (B,), by the model alone: no setting changes it."""
+    return logits.log_softmax(dim=-1).gather(-1, tokens[:, None]).squeeze(-1)
 
 
 def penalised(logits: Tensor, seen: Tensor, penalty: Tensor) -> Tensor:
