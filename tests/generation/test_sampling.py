@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -181,8 +182,16 @@ def test_a_gpu_chooses_the_same_tokens() -> None:
         ("repetition_penalty", 0.0),
         ("repetition_penalty", math.inf),
         ("seed", 2**63),
+        ("seed", 1.0),
+        ("top_k", 5.0),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(UserError, match=f"^{name} must be"):
         Sampling(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("top_k", [2**62 + 1, 10**20, np.int64(2)], ids=str)
+def test_any_integer_will_do_for_top_k(top_k: int) -> None:
+    drawn = frequencies(Sampling(top_k=top_k), torch.zeros(3)).count_nonzero()
+    assert drawn == min(int(top_k), 3)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import NamedTuple, TypedDict
 
 import torch
@@ -69,6 +70,9 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature must be 0 or more and finite, got {self.temperature}")
+        for name in ("top_k", "seed"):
+            if not isinstance(value := getattr(self, name), Integral):
+                raise UserError(f"{name} must be an integer, got {value!r}")
         if self.top_k < 0:
             raise UserError(f"top_k must be 0 (all tokens) or more, got {self.top_k}")
         if not 0 < self.top_p <= 1:
@@ -81,12 +85,17 @@ class Sampling:
             raise UserError(f"seed must be an integer of 64 bits, got {self.seed}")
 
     @property
+    def kept(self) -> int:
+        """How many of the most likely tokens top-k keeps."""
+        return min(int(self.top_k) or ALL, ALL)
+
+    @property
     def needs(self) -> Needs:
         """The work that these settings ask for."""
         penalty = self.repetition_penalty != 1
         if self.temperature == 0:
             return Needs(penalty=penalty)
-        ranked = 1 << (self.top_k - 1).bit_length() if self.top_k else ALL if self.top_p < 1 else 0
+        ranked = 1 << (self.kept - 1).bit_length() if self.top_k else ALL if self.top_p < 1 else 0
         return Needs(draw=True, ranked=ranked, likely=self.min_p > 0, penalty=penalty)
 
 
@@ -130,7 +139,7 @@ class Settings(NamedTuple):
     def of(cls, rows: Sequence[Sampling]) -> Settings:
         """The settings of each slot, on the CPU."""
         real = [(one.temperature, one.repetition_penalty) for one in rows]
-        whole = [(stream_of(one.seed), one.top_k or ALL, _share(one.top_p), _share(one.min_p)) for one in rows]
+        whole = [(stream_of(one.seed), one.kept, _share(one.top_p), _share(one.min_p)) for one in rows]
         return cls(torch.tensor(real, dtype=torch.float32), torch.tensor(whole, dtype=torch.int64))
 
 
