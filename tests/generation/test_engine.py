@@ -19,6 +19,7 @@ from selective_ssm.data import ByteTokenizer
 from selective_ssm.errors import UserError
 from selective_ssm.generation import Bookmark, Engine, QueueFull, Request, Sampling
 from selective_ssm.generation.digest import START, extend
+from selective_ssm.generation.slots import Slots
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 from tests.generation.oracle import shared_model, untrained_model, written_alone
 
@@ -298,6 +299,19 @@ def test_where_the_model_fails_all_that_it_had_in_hand_is_over_and_the_rest_goes
             one.result()
     assert len(requests[2].result().ids) == 4
     assert_is_empty(engine, 2)
+
+
+def test_a_text_that_cannot_begin_is_over_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(shared_model(), slots=1)
+    request = engine.submit([1, 2], max_new_tokens=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "begin", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    assert request.is_done
+    with pytest.raises(ZeroDivisionError):
+        request.result()
+    assert_is_empty(engine, 1)
 
 
 def test_300_requests_through_16_slots() -> None:

@@ -111,6 +111,7 @@ class Loop:
         if self.queue and not (self.reading or self.running):
             self._steps.look_at_parameters()
         while self.queue and self.free and not self._is_being_read(self.queue[0]):
+            self.reading.append(self.queue[0])  # before it is taken out: whatever fails, it is among those that hear of it
             self._begin(self.queue.popleft())
 
     def _is_being_read(self, job: Job) -> bool:
@@ -126,13 +127,12 @@ class Loop:
             state = found.state
         job.state = None
         self._slots.begin(job.slot, state, job.prompt[-1], job.wishes.sampling, job.prompt)
-        if job.unread:
-            self.reading.append(job)
-        else:
+        if not job.unread:
             self._run(job)
 
     def _run(self, job: Job) -> None:
         self.running.append(job)
+        self.reading.remove(job)
         if not job.wishes.max_new_tokens:
             self._end(job, "length")
 
@@ -148,7 +148,6 @@ class Loop:
             if self._prefixes is not None:
                 self._prefixes.put(job.digests[job.read - 1], self._slots.held(job.slot))
             if not job.unread:
-                self.reading.remove(job)
                 self._run(job)
 
     def _write(self) -> None:
