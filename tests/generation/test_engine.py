@@ -433,7 +433,7 @@ def test_tokens_a_second_are_those_of_the_time_in_steps(monkeypatch: pytest.Monk
     ("prompt", "wishes", "sentence"),
     [
         ([], {}, "the prompt is empty"),
-        ([300], {}, "token id 300 is outside the model's vocabulary \\(0 to 256\\)"),
+        ([300], {}, "token id 300 is outside the vocabulary \\(0 to 256\\)"),
         ("text", {}, "text and stop strings need a tokenizer"),
         ([1], {"stop": "x"}, "text and stop strings need a tokenizer"),
         ([1], {"max_new_tokens": -1}, "max_new_tokens must be 0 or more, got -1"),
@@ -476,6 +476,21 @@ def test_a_state_of_another_model_or_of_several_texts_is_refused() -> None:
         engine.submit([1], state=Bookmark(other.init_state(1), 1, b"", 0))
     with pytest.raises(UserError, match="a state of 2 slots"):
         engine.submit([1], state=Bookmark(shared_model().init_state(2), 1, b"", 0))
+
+
+@pytest.mark.parametrize("prompt", [[], [1]])
+def test_a_bookmark_whose_last_token_is_none_is_refused(prompt: list[int]) -> None:
+    """A damaged file may hold one; it must not fail in a step, which other texts share."""
+    engine = Engine(shared_model(), slots=1)
+    with pytest.raises(UserError, match="token id 999 is outside the vocabulary"):
+        engine.submit(prompt, state=Bookmark(shared_model().init_state(1), 999, b"", 0))
+
+
+def test_an_id_that_the_tokenizer_does_not_know_is_refused() -> None:
+    model = LanguageModel(LanguageModelConfig(d_model=8, n_layer=1, vocab_size=300))
+    assert Engine(model).submit([280], max_new_tokens=1).result().prompt_tokens == 1
+    with pytest.raises(UserError, match="token id 280 is outside the vocabulary \\(0 to 256\\)"):
+        Engine(model, BYTES).submit([280])
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ class Slots:
             table[slot : slot + 1].copy_(_as_pinned(row, table.device), non_blocking=True)
         if sampling.needs.penalty:
             self.seen[slot].zero_()
-            self.seen[slot, self.tensor([one for one in seen if one < self.known])] = True
+            self.seen[slot, self.tensor(seen)] = True
 
     def held(self, slot: int) -> ModelState:
         """A copy of a slot's state."""

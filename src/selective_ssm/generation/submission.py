@@ -44,10 +44,10 @@ def job_of(
     if tokenizer is None and (wishes.stop or isinstance(prompt, str)):
         raise UserError("text and stop strings need a tokenizer, and there is none: use token ids")
     new = _ids(prompt, tokenizer, begins=bookmark is None)
-    _check(new, config.vocab_size)
     ids = new if bookmark is None else [bookmark.pending, *new]
     if not ids:
         raise UserError("the prompt is empty: give at least one token")
+    _check(ids, slots.known)
     state = None if bookmark is None else slots.own(bookmark.state)
     before = 0 if state is None else int(state.position)
     length = before + len(ids) + wishes.max_new_tokens
@@ -75,10 +75,11 @@ def _ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, *, begins: bo
     return ([tokenizer.end] if begins else []) + tokenizer.encode(prompt)
 
 
-def _check(ids: Sequence[int], vocab_size: int) -> None:
-    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
-        outside = next(one for one in ids if not 0 <= one < vocab_size)
-        raise UserError(f"token id {outside} is outside the model's vocabulary (0 to {vocab_size - 1})")
+def _check(ids: Sequence[int], known: int) -> None:
+    """A vocabulary may be padded beyond its tokenizer's, which knows no text for the ids there."""
+    if not 0 <= min(ids) <= max(ids) < known:
+        outside = next(one for one in ids if not 0 <= one < known)
+        raise UserError(f"token id {outside} is outside the vocabulary (0 to {known - 1})")
 
 
 def _digests(new: Sequence[int], bookmark: Bookmark | None) -> list[bytes]:
