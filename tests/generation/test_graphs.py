@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from selective_ssm.errors import UserError
 from selective_ssm.generation.engine import Engine
-from selective_ssm.generation.slots import sizes_up_to
+from selective_ssm.generation.graphs import Steps
+from selective_ssm.generation.sampling import Needs
+from selective_ssm.generation.slots import advance, sizes_up_to
 from selective_ssm.layers import MambaConfig, S6Config
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 from selective_ssm.ops import nvrtc
@@ -81,6 +85,33 @@ def test_graphs_are_made_anew_when_parameters_change(model: LanguageModel) -> No
                 layer.mixer.ssm.A_log.add_(1)
                 layer.mixer.in_proj.weight.mul_(-1)
                 layer.mixer.in_proj.weight = torch.nn.Parameter(layer.mixer.in_proj.weight.clone())
+
+
+@needs_gpu
+def test_graphs_made_while_a_text_is_written_leave_it_alone(model: LanguageModel) -> None:
+    assert_warming_up_changes_no_text(model)
+
+
+def test_warming_up_while_a_text_is_written_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def captured(steps: Steps, rows: Tensor, needs: Needs) -> Any:
+        graph = steps._graphs[len(rows), needs] = partial(advance, steps._model, steps._slots, rows, needs)
+        return graph
+
+    make = Steps.__init__
+    monkeypatch.setattr(Steps, "__init__", lambda steps, *args, **_: make(steps, *args, uses_graphs=True))
+    monkeypatch.setattr(Steps, "_captured", captured)
+    assert_warming_up_changes_no_text(LanguageModel(CONFIG).double().eval())
+
+
+def assert_warming_up_changes_no_text(model: LanguageModel) -> None:
+    wanted = Engine(model, slots=1).submit([5, 6], max_new_tokens=9).result().ids
+    engine = Engine(model, slots=2)
+    request = engine.submit([5, 6], max_new_tokens=9)
+    for _ in range(3):
+        engine.step()
+    engine.warm_up(temperature=0)
+    engine.warm_up()
+    assert request.result().ids == wanted
 
 
 def test_graphs_on_a_cpu_are_refused() -> None:

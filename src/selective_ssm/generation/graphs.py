@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from selective_ssm.generation.sampling import Needs
-from selective_ssm.generation.slots import Slots, advance, sizes_up_to
+from selective_ssm.generation.slots import Slots, advance
 from selective_ssm.models import LanguageModel
 from selective_ssm.ops.constants import Constants
 from selective_ssm.ops.driver import overlapping
@@ -106,8 +106,7 @@ class Steps:
     def warm_up(self, needs: Needs) -> None:
         """Make the graphs for every number of rows."""
         self.look_at_parameters()
-        for size in sizes_up_to(self._slots.count) if self._uses_graphs else ():
-            rows = self._slots.rows([-1] * size)
+        for size, rows in self._slots.rows_of_size.items() if self._uses_graphs else ():
             if (size, needs) not in self._graphs:
                 self._captured(rows, needs)
 

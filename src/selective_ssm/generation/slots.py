@@ -28,6 +28,9 @@ class Slots:
         model: what reads and writes.
         count: S.
         known: how many ids may be chosen; a model's vocabulary may be padded beyond its tokenizer's.
+
+    Attributes:
+        rows_of_size: for each B the memory that `rows` fills.
     """
 
     def __init__(self, model: LanguageModel, count: int, known: int) -> None:
@@ -39,7 +42,7 @@ class Slots:
         self.pending = torch.zeros(count + 1, dtype=torch.int64, device=device)
         self.settings = Settings(*(table.to(device) for table in Settings.of([Sampling()] * (count + 1))))
         self.seen = torch.zeros(count + 1, known, dtype=torch.bool, device=device)
-        self._rows: dict[int, Tensor] = {}
+        self.rows_of_size = {size: torch.full((size,), -1, device=device) for size in sizes_up_to(count)}
 
     def begin(self, slot: int, state: ModelState | None, pending: int, sampling: Sampling, seen: Sequence[int]) -> None:
         """Give a slot to a text.
@@ -75,11 +78,9 @@ class Slots:
 
     def rows(self, slots: Sequence[int]) -> Tensor:
         """The slots as rows, (B,) int64, padded to one of `sizes_up_to` S; in the same memory for each B."""
-        size = next(one for one in sizes_up_to(self.count) if one >= len(slots))
-        padded = [*slots, *[-1] * (size - len(slots))]
-        if size not in self._rows:
-            self._rows[size] = torch.empty(size, dtype=torch.int64, device=self.pending.device)
-        return self._rows[size].copy_(_pinned(padded, self.pending.device), non_blocking=True)
+        rows = next(rows for size, rows in self.rows_of_size.items() if size >= len(slots))
+        padded = [*slots, *[-1] * (len(rows) - len(slots))]
+        return rows.copy_(_pinned(padded, self.pending.device), non_blocking=True)
 
     def tensor(self, numbers: Sequence[int]) -> Tensor:
         """Whole numbers, (n,) int64, where the slots are; the device is not waited for."""
