@@ -221,6 +221,16 @@ def test_when_the_one_that_is_waited_for_is_called_off_the_next_reads() -> None:
     assert second.result().cached_tokens == 6
 
 
+def test_what_other_weights_have_read_is_forgotten() -> None:
+    model, other = untrained_model(), untrained_model()
+    engine = Engine(model, slots=1, prefix_bytes=10**7)
+    for _ in range(2):
+        wanted = Engine(model, slots=1).submit(CASES[3][0], max_new_tokens=5).result().ids
+        assert [engine.submit(CASES[3][0], max_new_tokens=5).result().ids for _ in range(2)] == [wanted] * 2
+        model.load_state_dict(other.state_dict())
+    assert engine.stats().prefix_hits == 2
+
+
 def test_deadlines_are_kept_while_waiting_reading_and_writing() -> None:
     clock = Clock()
     engine = Engine(shared_model(), slots=2, prefill_budget=3, run_ahead=False, clock=clock)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from selective_ssm.models.fingerprint import fingerprint
+from selective_ssm.models.fingerprint import fingerprint, stamp
 
 
 def of(tensor: Tensor) -> str:
@@ -48,3 +48,21 @@ def test_order_and_memory_do_not_count() -> None:
     assert fingerprint({"a": one, "b": other}) == fingerprint({"b": other, "a": one})
     assert of(one.T.contiguous().T) == of(one)
     assert of(torch.cat([torch.zeros(1), one.flatten()])[1:].view(16, 512)) == of(one), "at an odd place in memory"
+
+
+def test_a_stamp_tells_of_writes_and_of_other_tensors() -> None:
+    layer = nn.Linear(2, 2)
+    stamps = [stamp(layer)]
+    with torch.no_grad():
+        layer.bias.zero_()
+    stamps.append(stamp(layer))
+    layer.weight = nn.Parameter(layer.weight.detach().clone())
+    stamps.append(stamp(layer))
+    assert stamps[2] == stamp(layer)
+    assert len({tuple(one) for one in stamps}) == 3
+
+
+def test_tensors_of_inference_mode_can_be_stamped() -> None:
+    with torch.inference_mode():
+        layer = nn.Linear(2, 2)
+    assert len(stamp(layer)) == 2

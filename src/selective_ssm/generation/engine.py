@@ -47,7 +47,8 @@ class Engine:
         slots: how many texts are read and written side by side.
         prefill_budget: the most tokens of prompts that a step reads, so that texts which are written never stall.
         max_queue: the most texts that wait for a slot; None is any number.
-        prefix_bytes: memory for states of prompts that were read; prompts that begin alike go on from them.
+        prefix_bytes: memory for states of prompts that were read; prompts that begin alike go on from them. They are
+            let go of when parameters have changed while nothing was to do.
         run_ahead: whether a step's tokens are looked at only when the next step is on its way, so that the device does
             not wait for the host; by default on a GPU.
         graphs: whether steps run from CUDA graphs; by default on a GPU. One is made when a step first has so many texts

@@ -15,6 +15,7 @@ from torch import Tensor
 from selective_ssm.generation.sampling import Needs
 from selective_ssm.generation.slots import Slots, advance
 from selective_ssm.models import LanguageModel
+from selective_ssm.models.fingerprint import stamp
 from selective_ssm.ops.constants import Constants
 from selective_ssm.ops.driver import overlapping
 
@@ -98,7 +99,7 @@ class Steps:
     def look_at_parameters(self) -> None:
         """Let go of graphs that were made from other parameters than those there are."""
         if self._uses_graphs:
-            there = [(one.data_ptr(), one._version) for one in self._parameters()]
+            there = stamp(self._model)
             if there != self._made_from:
                 self._graphs.clear()
                 self._made_from = there
@@ -110,16 +111,14 @@ class Steps:
             if (size, needs) not in self._graphs:
                 self._captured(rows, needs)
 
-    def _parameters(self) -> list[Tensor]:
-        return [*self._model.parameters(), *self._model.buffers()]
-
     def _captured(self, rows: Tensor, needs: Needs) -> Graph[tuple[Tensor, Tensor | None]]:
         """While it is captured all rows are padding, so that nothing is written."""
         wanted = rows.clone()
         rows.fill_(-1)
         self._pool = self._pool or torch.cuda.graph_pool_handle()
         step = partial(advance, self._model, self._slots, rows, needs)
-        graph = Graph(step, self._parameters(), rows.device, self._pool)
+        weights = (*self._model.parameters(), *self._model.buffers())
+        graph = Graph(step, weights, rows.device, self._pool)
         rows.copy_(wanted)
         self._graphs[len(rows), needs] = graph
         return graph

@@ -21,6 +21,7 @@ from selective_ssm.generation.sampling import Needs
 from selective_ssm.generation.slots import Slots, read
 from selective_ssm.generation.stats import Spans
 from selective_ssm.models import LanguageModel
+from selective_ssm.models.fingerprint import stamp
 
 
 class _Batch(NamedTuple):
@@ -110,8 +111,10 @@ class Loop:
         """First come, first served."""
         if self.queue and not (self.reading or self.running):
             self._steps.look_at_parameters()
+            if self._prefixes is not None:
+                self._prefixes.keep_those_of(stamp(self._model))
         while self.queue and self.free and not self._is_being_read(self.queue[0]):
-            self.reading.append(self.queue[0])  # before it is taken out: whatever fails, it is among those that hear of it
+            self.reading.append(self.queue[0])  # before it is taken out: whatever fails, it hears of it
             self._begin(self.queue.popleft())
 
     def _is_being_read(self, job: Job) -> bool:

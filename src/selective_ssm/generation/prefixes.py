@@ -39,7 +39,15 @@ class PrefixStore:
         self.nbytes = 0
         self.hits = 0
         self.misses = 0
+        self._reader: object = None
         self._states: OrderedDict[bytes, ModelState] = OrderedDict()
+
+    def keep_those_of(self, reader: object) -> None:
+        """Let go of all states, unless they are of an equal reader: of the weights that will read on."""
+        if reader != self._reader:
+            self._states.clear()
+            self.nbytes = 0
+            self._reader = reader
 
     def put(self, digest: bytes, state: ModelState) -> None:
         """Keep a state, unless it is larger than the store."""

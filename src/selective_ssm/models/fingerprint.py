@@ -1,4 +1,4 @@
-"""Which weights these are, in a few bytes."""
+"""Which weights these are, in a few bytes, and whether they are still what they were."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from hashlib import blake2b
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 
 _WORD = 8  # bytes
@@ -46,6 +46,23 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def stamp(model: nn.Module) -> list[tuple[int, int]]:
+    """Where a model's parameters and buffers lie, and how often each was written to: another list after a change.
+
+    It is for one process and read in no time. Writes through ``.data``, and to tensors of inference mode, leave no
+    trace.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> before = stamp(layer)
+        >>> _ = layer.weight.detach().mul_(2)
+        >>> stamp(layer) == before
+        False
+    """
+    weights = (*model.parameters(), *model.buffers())
+    return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
 
 
 def _words(tensor: Tensor) -> Tensor:
