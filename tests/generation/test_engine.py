@@ -192,6 +192,18 @@ def test_a_bookmark_goes_on_whatever_ended_the_text(end: str, ahead: bool) -> No
     assert beside.result().ids == alone(2)
 
 
+def test_texts_that_wait_with_a_bookmark_share_its_memory() -> None:
+    engine = Engine(shared_model(), slots=2)
+    bookmark = ask(engine, 1, max_new_tokens=4, keep_state=True).result().state
+    assert bookmark is not None
+    before = bookmark.state.clone()
+    requests = [engine.submit([], state=bookmark, max_new_tokens=LONGEST - 4) for _ in range(5)]
+    assert all(one._job.state is bookmark.state for one in requests)  # pyright: ignore[reportPrivateUsage]
+    assert {tuple(one.result().ids) for one in requests} == {tuple(alone(1)[4:])}
+    for name, tensor in bookmark.state.tensors().items():
+        assert torch.equal(tensor, before.tensors()[name])
+
+
 def test_prompts_that_begin_alike_are_read_once() -> None:
     engine = Engine(shared_model(), slots=2, prefill_budget=10, prefix_bytes=10**7)
     assert ask(engine, 3, max_new_tokens=5).result().cached_tokens == 0

@@ -81,8 +81,9 @@ def test_what_is_read_in_one_pack_is_what_is_read_one_by_one() -> None:
         torch.testing.assert_close(tensor, one_by_one.state.tensors()[name], rtol=1e-9, atol=1e-9)
 
 
-def test_a_state_of_ones_own_is_a_copy() -> None:
+def test_a_text_leaves_the_state_that_it_goes_on_from_as_it_is() -> None:
     slots, given = made(1), shared_model().init_state(1)
-    own = slots.own(given)
-    given.position.fill_(9)
-    assert own.position.tolist() == [0]
+    slots.begin(0, given, 3, GREEDY, [3])
+    advance(shared_model(), slots, slots.rows([0]), GREEDY.needs)
+    assert slots.state.position.tolist() == [1]
+    assert not any(tensor.any() for tensor in given.tensors().values())

@@ -135,8 +135,8 @@ class Engine:
             logprobs: whether the tokens' log-probabilities are wanted.
             deadline: seconds from now, after which the text ends with what is there.
             keep_state: whether a bookmark is wanted, to go on from the text's end.
-            state: where another text stopped, to go on from there; it is left as it is, and may be used again. What it
-                has read is nothing that a repetition penalty counts.
+            state: where another text stopped, to go on from there; it is left as it is, and may be used again, but is
+                not to be stepped before the text has a slot. A repetition penalty counts nothing that it has read.
             sampling: as `Sampling` takes it; the seed is by default that of `state`.
 
         Raises:

@@ -49,12 +49,12 @@ class Slots:
 
         Args:
             slot: which.
-            state: what the model has read, of one slot; None is nothing.
+            state: what the model has read, of one slot, on any device; None is nothing.
             pending: the token that is read next.
             sampling: how tokens are chosen.
             seen: the tokens that a repetition penalty counts as there before; only looked at where there is one.
         """
-        self.state.put(self.tensor([slot]), self._blank if state is None else state)
+        self.state.put(self.tensor([slot]), self._blank if state is None else state.to(self.pending.device))
         self.pending[slot : slot + 1].copy_(_pinned([pending], self.pending.device), non_blocking=True)
         for table, row in zip(self.settings, Settings.of([sampling]), strict=True):
             table[slot : slot + 1].copy_(_as_pinned(row, table.device), non_blocking=True)
@@ -65,16 +65,6 @@ class Slots:
     def held(self, slot: int) -> ModelState:
         """A copy of a slot's state."""
         return self.state.select(self.tensor([slot]))
-
-    def own(self, state: ModelState) -> ModelState:
-        """A copy of a state of one slot, where the slots are.
-
-        Raises:
-            UserError: it is of another model, or not of one slot.
-        """
-        copy = self._blank.clone()
-        copy.put(self.tensor([0]), state.to(self.pending.device))
-        return copy
 
     def rows(self, slots: Sequence[int]) -> Tensor:
         """The slots as rows, (B,) int64, padded to one of `sizes_up_to` S; in the same memory for each B."""

@@ -48,7 +48,9 @@ def job_of(
     if not ids:
         raise UserError("the prompt is empty: give at least one token")
     _check(ids, slots.known)
-    state = None if bookmark is None else slots.own(bookmark.state)
+    state = None if bookmark is None else bookmark.state  # no copy: there may be as many texts as one likes
+    if state is not None:
+        slots.state.check(state, slots=1)
     before = 0 if state is None else int(state.position)
     length = before + len(ids) + wishes.max_new_tokens
     if config.max_positions is not None and length > config.max_positions:

@@ -152,12 +152,20 @@ class ModelState:
             UserError: rows are not that, or the other state has not n slots or is of another model.
         """
         index, theirs = self._index(rows), other.tensors()
-        if other.slots != index.shape[0]:
-            raise UserError(f"a state of {other.slots} slots cannot be put into {index.shape[0]} rows")
-        if other._places != self._places:
-            raise UserError("a state of another model cannot be put into this one")
+        self.check(other, slots=index.shape[0])
         for name, tensor in self.tensors().items():
             tensor.index_copy_(0, index, theirs[name])
+
+    def check(self, other: ModelState, *, slots: int) -> None:
+        """Refuse what cannot be put into so many slots.
+
+        Raises:
+            UserError: the other state has not so many slots or is of another model.
+        """
+        if other.slots != slots:
+            raise UserError(f"a state of {other.slots} slots cannot be put into {slots} rows")
+        if other._places != self._places:
+            raise UserError("a state of another model cannot be put into this one")
 
     def clone(self) -> ModelState:
         """A copy with memory of its own: what to take before a step that should not be the last word."""
