@@ -129,7 +129,7 @@ def test_a_newer_format_is_refused(saved: Path, model: LanguageModel) -> None:
         load_state(saved, model)
 
 
-@pytest.mark.parametrize("key", ["config", "dtype", "weights", "pending", "digest", "seed"])
+@pytest.mark.parametrize("key", ["config", "dtype", "weights", "state", "pending", "digest", "seed"])
 def test_damaged_metadata_is_refused(key: str, saved: Path, model: LanguageModel) -> None:
     relabelled(saved, **{key: None})
     with pytest.raises(FileProblem, match=f"is damaged: .*'{key}'"):
@@ -144,6 +144,14 @@ def test_damaged_metadata_is_refused(key: str, saved: Path, model: LanguageModel
 def test_metadata_that_says_nothing_is_refused(changes: dict[str, str], saved: Path, model: LanguageModel) -> None:
     relabelled(saved, **changes)
     with pytest.raises(FileProblem, match="is damaged: what it says of the state cannot be read"):
+        load_state(saved, model)
+
+
+def test_a_state_with_one_bit_changed_is_refused(saved: Path, model: LanguageModel) -> None:
+    content = bytearray(saved.read_bytes())
+    content[-5] ^= 1
+    saved.write_bytes(content)
+    with pytest.raises(FileProblem, match="is damaged: its numbers are not those that were written"):
         load_state(saved, model)
 
 

@@ -48,6 +48,8 @@ class _Label:
     dtype: str
     weights: str
     """Their fingerprint."""
+    state: str
+    """That of the tensors."""
     pending: int
     digest: bytes
     seed: int
@@ -85,6 +87,7 @@ def save_state(path: str | Path, bookmark: Bookmark, model: LanguageModel) -> No
         "config": json.dumps(to_tagged(model.config)),
         "dtype": _name(model.embedding.weight.dtype),
         "weights": fingerprint(model.state_dict()),
+        "state": fingerprint(tensors),
         "pending": str(bookmark.pending),
         "digest": bookmark.digest.hex(),
         "seed": str(bookmark.seed),
@@ -113,6 +116,8 @@ def load_state(path: str | Path, model: LanguageModel) -> Bookmark:
     own = state.tensors()
     if misfit := _misfit(tensors, own):
         raise FileProblem(f"'{path}' is damaged: {misfit}")
+    if fingerprint(tensors) != label.state:
+        raise FileProblem(f"'{path}' is damaged: its numbers are not those that were written")
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
     return Bookmark(state, label.pending, label.digest, label.seed)
@@ -128,6 +133,7 @@ def _label(path: str | Path, metadata: Mapping[str, str]) -> _Label:
             config=_config(json.loads(metadata["config"])),
             dtype=metadata["dtype"],
             weights=metadata["weights"],
+            state=metadata["state"],
             pending=int(metadata["pending"]),
             digest=bytes.fromhex(metadata["digest"]),
             seed=int(metadata["seed"]),
