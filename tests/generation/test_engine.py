@@ -471,11 +471,15 @@ def test_bad_wishes_are_refused_at_once(prompt: Any, wishes: dict[str, Any], sen
     assert_is_empty(engine, 1)
 
 
-def test_a_full_queue_refuses_and_takes_again_when_there_is_room() -> None:
-    engine = Engine(shared_model(), slots=1, max_queue=1)
-    first = ask(engine, 0, max_new_tokens=2)
-    with pytest.raises(QueueFull, match="1 texts wait already"):
-        ask(engine, 1)
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_full_queue_refuses_and_takes_again_when_there_is_room(room: int) -> None:
+    """A text that a slot is there for does not wait."""
+    engine = Engine(shared_model(), slots=2, max_queue=room)
+    first, *_ = [ask(engine, 0, max_new_tokens=2) for _ in range(2 + room)]
+    for _ in range(2):
+        with pytest.raises(QueueFull, match=f"{room} texts wait already"):
+            ask(engine, 1)
+        engine.step()
     first.result()
     assert ask(engine, 1, max_new_tokens=2).result().ids == alone(1)[:2]
 

@@ -167,7 +167,7 @@ class Engine:
                 now=self._clock(),
             )
         with self._lock:
-            waiting = len(self._loop.queue)
+            waiting = len(self._loop.queue) - len(self._loop.free)  # those that no slot is there for
             if self._max_queue is not None and waiting >= self._max_queue:
                 raise QueueFull(f"{waiting} texts wait already, and no more may: try again when some are done")
             self._loop.submit(job)
