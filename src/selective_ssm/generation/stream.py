@@ -115,7 +115,7 @@ def generate(
 ) -> list[Completion]:
     """Write on from any mix of prompts, many at once; what comes of each is what would come of it alone.
 
-    A prompt that is there several times, with several seeds say, is read once.
+    A prompt that is there several times in a row, with several seeds say, is read once.
 
     Args:
         model: the language model, on any device.
@@ -154,7 +154,7 @@ def generate(
 def engine_for(
     prompts: Sequence[str | Sequence[int]], model: LanguageModel, tokenizer: Tokenizer | None, batch: int
 ) -> Engine:
-    """An engine with slots for so many texts at once, or for all; a prompt that is there several times is read once."""
+    """An engine with slots for so many texts, or all; a prompt that is there several times in a row is read once."""
     slots = min(batch, len(prompts) or 1)
     is_shared = len({one if isinstance(one, str) else tuple(one) for one in prompts}) < len(prompts)
     prefix_bytes = (slots + 1) * model.init_state(1).nbytes if is_shared else 0
