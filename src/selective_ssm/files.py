@@ -198,6 +198,20 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_place(path: str | Path) -> None:
+    """Tell before the work that its result could not be written; the folder is made if absent.
+
+    Raises:
+        FileProblem: the place is a folder, or one in which nothing can be written.
+    """
+    path = Path(path)
+    with in_words("write", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number = errno.EISDIR if path.is_dir() else 0 if os.access(path.parent, os.W_OK) else errno.EACCES
+        if number:
+            raise OSError(number, os.strerror(number))
+
+
 @contextlib.contextmanager
 def locked(path: str | Path) -> Generator[None]:
     """Hold an exclusive lock between processes, for as long as the block runs.

@@ -150,6 +150,15 @@ def test_bad_states(capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_pa
     assert "truncated" in refused(capsys, *words, state)
 
 
+def test_a_state_that_cannot_be_saved_is_told_before_the_text(
+    capsys: pytest.CaptureFixture[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    words = ("generate", checkpoint, "--prompt", "a", "--max-new-tokens", "5", "--save-state")
+    assert "this is a folder, not a file" in refused(capsys, *words, tmp_path)
+    (tmp_path / "file").touch()
+    assert "a part of this path is a file" in refused(capsys, *words, tmp_path / "file" / "state")
+
+
 def test_other_mistakes(capsys: pytest.CaptureFixture[str], checkpoint: Path, ids_checkpoint: Path) -> None:
     assert "too many words: 'more'" in refused(capsys, "generate", checkpoint, "more")
     assert "required: checkpoint" in refused(capsys, "generate")

@@ -14,7 +14,7 @@ from selective_ssm.cli.device import add_device, add_dtype, placement
 from selective_ssm.cli.prompts import Line, Wish, prompt_of, read_lines
 from selective_ssm.data.tokenizers import Tokenizer
 from selective_ssm.errors import UserError
-from selective_ssm.files import replacing
+from selective_ssm.files import check_place, replacing
 from selective_ssm.generation import Bookmark, Completion, Engine, Request, load, load_state, save_state
 from selective_ssm.generation.stream import engine_for
 from selective_ssm.models import LanguageModel
@@ -105,6 +105,8 @@ def _loaded(options: Namespace) -> _Writer:
 def _write(writer: _Writer, wish: Wish, options: Namespace) -> None:
     """Show a text as it comes; its end is kept where that is wanted, also of one that a signal has ended."""
     keeps = options.save_state is not None
+    if keeps:
+        check_place(options.save_state)
     request = writer.ask(Engine(writer.model, writer.tokenizer, slots=1), wish, keep_state=keeps)
     if writer.tokenizer is None:
         print(f"'{options.checkpoint}' has no tokenizer: prompt and answer are token ids", file=sys.stderr)
