@@ -21,6 +21,8 @@ from selective_ssm.models import LanguageModel, LanguageModelConfig
 SLOTS = 16
 PROMPTS = 50
 LONGEST = 256
+SLACK = 16 * 2**20
+"""By how many bytes memory may differ; to have lost 20 a token would be more."""
 
 
 def main() -> None:
@@ -66,6 +68,7 @@ def requests(model: LanguageModel, count: int) -> None:
     assert ends.total() == count
     now = engine.stats()
     assert now.free_slots == SLOTS
+    assert memory() < first_memory + SLACK
     seconds = time.perf_counter() - began
     print(
         f"{count:,} requests through {SLOTS} slots in {seconds:.0f} s: {dict(ends)}, {now.tokens:,} tokens, "
@@ -88,6 +91,7 @@ def one_text(model: LanguageModel, count: int) -> None:
     for number, _ in enumerate(stream(model, [1], max_new_tokens=count)):
         if number == count // 10:
             first_memory = memory()
+    assert memory() < first_memory + SLACK
     seconds = time.perf_counter() - began
     print(
         f"{count:,} tokens in one text in {seconds:.0f} s: {count / seconds:,.0f} a second; "
