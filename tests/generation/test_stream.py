@@ -234,6 +234,8 @@ def test_bad_arguments_are_refused_before_anything_is_written(
 
 
 def test_as_many_values_as_prompts_are_asked_for(model: LanguageModel) -> None:
+    with pytest.raises(UserError, match="batch must be 1 or more, got 0"):
+        generate(model, [[1]], batch=0)
     with pytest.raises(UserError, match="seed has 2 values for 3 prompts"):
         generate(model, [[1]] * 3, seed=[1, 2])
 

@@ -155,6 +155,8 @@ def engine_for(
     prompts: Sequence[str | Sequence[int]], model: LanguageModel, tokenizer: Tokenizer | None, batch: int
 ) -> Engine:
     """An engine with slots for so many texts, or all; a prompt that is there several times in a row is read once."""
+    if batch < 1:
+        raise UserError(f"batch must be 1 or more, got {batch}")
     slots = min(batch, len(prompts) or 1)
     is_shared = len({one if isinstance(one, str) else tuple(one) for one in prompts}) < len(prompts)
     prefix_bytes = (slots + 1) * model.init_state(1).nbytes if is_shared else 0
