@@ -239,6 +239,7 @@ def test_the_kernels_serve_few_vectors_of_whole_rows(monkeypatch: pytest.MonkeyP
         lambda: linear(x[:17, 1:41], large[:300, :40]),
         lambda: linear(x[:9].float(), weight.float()),
         lambda: linear(x[:1].double(), weight.double()),
+        lambda: linear(x[:1], weight[:0]),
         lambda: linear(x[:1, :44], weight[:, :44]),
         lambda: linear(x[:1, :40], weight[:, 4:44]),
         lambda: linear(x[:1, 1:41], weight[:, :40].clone().as_strided((20, 40), (44, 1))),
