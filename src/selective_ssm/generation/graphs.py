@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from selective_ssm.generation.sampling import Needs
+from selective_ssm.generation.sampling import ALL, Needs
 from selective_ssm.generation.slots import Slots, advance, sizes_up_to
 from selective_ssm.models import LanguageModel
 from selective_ssm.ops.constants import Constants
@@ -92,6 +92,7 @@ class Steps:
         """
         if not self._uses_graphs:
             return advance(self._model, self._slots, rows, needs)
+        needs = _rounded_up(needs)
         graph = self._graphs.get((len(rows), needs)) or self._captured(rows, needs)
         return graph()
 
@@ -106,6 +107,7 @@ class Steps:
     def warm_up(self, needs: Needs) -> None:
         """Make the graphs for every number of rows."""
         self.look_at_parameters()
+        needs = _rounded_up(needs)
         for size in sizes_up_to(self._slots.count) if self._uses_graphs else ():
             rows = self._slots.rows([-1] * size)
             if (size, needs) not in self._graphs:
@@ -124,3 +126,8 @@ class Steps:
         rows.copy_(wanted)
         self._graphs[len(rows), needs] = graph
         return graph
+
+
+def _rounded_up(needs: Needs) -> Needs:
+    """What kernels on a GPU do for so much: the same for every top-k, and with min-p or without."""
+    return needs._replace(ranked=ALL if needs.ranked else 0, likely=needs.draw)
