@@ -37,6 +37,21 @@ def test_what_writes_or_takes_no_tensor_runs_each_time() -> None:
     assert constants.serve(function).tolist() == [2.0, 3.0]
 
 
+def test_memory_shaped_like_a_parameter_is_no_constant() -> None:
+    """Nor is what is computed from what lies there, nor random numbers."""
+    weight, x = torch.ones(64), torch.zeros(64)
+
+    def function() -> tuple[Tensor, Tensor]:
+        return weight.new_empty(64).copy_(x) * 2, torch.rand_like(weight)
+
+    constants = Constants([weight])
+    _, first = constants.learn(function)
+    x.fill_(3)
+    doubled, second = constants.serve(function)
+    assert doubled.eq(6).all()
+    assert not first.equal(second)
+
+
 def test_an_empty_parameter_does_not_make_all_empty_tensors_constant() -> None:
     weight, sizes = torch.empty(0), [1]
 

@@ -89,10 +89,11 @@ def test_any_layout_agrees_with_float64(layout: dict[str, Any], dtype: torch.dty
 @needs_emulator
 @pytest.mark.usefixtures("emulated")
 def test_a_small_weight_serves_any_number_of_vectors() -> None:
-    x, weight, bias = drawn(37, 96, 80, BF16)
+    x, weight, bias = drawn(64, 1536, 80, BF16)
     out = cuda.forward(x, weight, bias)
     assert_exact(out, x, weight, bias)
-    assert cuda.forward(x[33:], weight, bias).equal(out[33:])
+    for some in (slice(17), slice(31, 64)):
+        assert cuda.forward(x[some], weight, bias).equal(out[some])
 
 
 @needs_emulator
@@ -239,6 +240,7 @@ def test_the_kernels_serve_few_vectors_of_whole_rows(monkeypatch: pytest.MonkeyP
         lambda: linear(x[:17, 1:41], large[:300, :40]),
         lambda: linear(x[:9].float(), weight.float()),
         lambda: linear(x[:1].double(), weight.double()),
+        lambda: linear(x[:1], weight[:0]),
         lambda: linear(x[:1, :44], weight[:, :44]),
         lambda: linear(x[:1, :40], weight[:, 4:44]),
         lambda: linear(x[:1, 1:41], weight[:, :40].clone().as_strided((20, 40), (44, 1))),
@@ -255,8 +257,9 @@ def test_the_kernels_serve_few_vectors_of_whole_rows(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(("vectors", "itemsize"), [(1, 2), (16, 2), (100, 2), (1, 4)])
 def test_plans_fit(vectors: int, outputs: int, inputs: int, itemsize: int) -> None:
     chosen, steps = plan(vectors, outputs, inputs, itemsize), -(-inputs * itemsize // STEP_BYTES)
-    if vectors <= 16:
-        assert chosen.split == plan(1, outputs, inputs, itemsize).split, "or bits would depend on the number of vectors"
+    for others in (1, 16) if vectors <= 16 else (17, 64, 128):
+        split = plan(others, outputs, inputs, itemsize).split
+        assert chosen.split == split, "or bits would depend on the number of vectors"
     assert chosen.threads <= 512
     assert chosen.ahead * chosen.tiles <= 8, "vectors in a thread's registers"
     assert chosen.ahead * chosen.split < steps + chosen.split, "nobody sends for what there is not"

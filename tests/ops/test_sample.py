@@ -252,5 +252,9 @@ def test_what_does_not_fit_is_refused() -> None:
         sample(logits, real, whole, position, rows=position[:1], draws=True)
     with pytest.raises(ValueError, match=r"whole has shape \(1, 4\); expected \(S, 4\) with S = 2"):
         sample(logits, real, whole[:1], position, rows=position, draws=True)
+    with pytest.raises(ValueError, match="rows names 0 settings and 2 positions; expected one of each at least"):
+        sample(logits, real[:0], whole[:0], position, rows=position, draws=True)
+    with pytest.raises(ValueError, match="rows names 2 settings and 0 positions"):
+        sample(logits, real, whole, position[:0], rows=position, draws=True)
     with pytest.raises(ValueError, match="backend 'cuda' cannot run sample here: it takes tensors on a CUDA device"):
         sample(logits, real, whole, position, draws=True, backend="cuda")

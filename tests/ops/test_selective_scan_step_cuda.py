@@ -133,6 +133,19 @@ def test_slots_that_slip_through_never_leave_the_state(monkeypatch: pytest.Monke
     assert torch.equal(state[:6], before[:6])
 
 
+@needs_emulator
+@pytest.mark.parametrize("states", [5, 16, 24])
+def test_lanes_without_a_state_make_no_nan_of_infinity(states: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, inputs, options, _ = StepCase(state=states, optional="").arguments()
+    inputs.u[0, 3] = torch.inf
+    inputs.B.abs_()
+    inputs.C.abs_()
+    emulate(monkeypatch, step_cuda)
+    out = step_cuda.step(state, inputs, options, None)
+    assert out[0, 3] == torch.inf
+    assert out.isfinite().sum() == out.numel() - 1
+
+
 @needs_gpu
 def test_steps_can_be_captured() -> None:
     state, inputs, options, indices = CASES["zero-order hold"].arguments()

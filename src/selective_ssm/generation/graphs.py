@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from selective_ssm.generation.sampling import Needs
+from selective_ssm.generation.sampling import ALL, Needs
 from selective_ssm.generation.slots import Slots, advance
 from selective_ssm.models import LanguageModel
 from selective_ssm.models.fingerprint import stamp
@@ -93,6 +93,7 @@ class Steps:
         """
         if not self._uses_graphs:
             return advance(self._model, self._slots, rows, needs)
+        needs = _rounded_up(needs)
         graph = self._graphs.get((len(rows), needs)) or self._captured(rows, needs)
         return graph()
 
@@ -107,6 +108,7 @@ class Steps:
     def warm_up(self, needs: Needs) -> None:
         """Make the graphs for every number of rows."""
         self.look_at_parameters()
+        needs = _rounded_up(needs)
         for size, rows in self._slots.rows_of_size.items() if self._uses_graphs else ():
             if (size, needs) not in self._graphs:
                 self._captured(rows, needs)
@@ -122,3 +124,8 @@ class Steps:
         rows.copy_(wanted)
         self._graphs[len(rows), needs] = graph
         return graph
+
+
+def _rounded_up(needs: Needs) -> Needs:
+    """What kernels on a GPU do for so much: the same for every top-k, and with min-p or without."""
+    return needs._replace(ranked=ALL if needs.ranked else 0, likely=needs.draw)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from selective_ssm.ops.recording import ALLOCATE
 from selective_ssm.ops.registration import implementation_of
 
 T = TypeVar("T")
@@ -18,8 +20,9 @@ class Constants:
     """The results of a function's operators whose tensors are all parameters, or computed from such.
 
     A = −exp(A_log) and parameters in fp32 are made anew by each step of a model, which costs as many launches as its
-    kernels; in a graph they are made once. The function must call the same operators in the same order each time, and
-    what is made of them must not be written to. When a parameter changes, the constants are of no use any more.
+    kernels; in a graph they are made once. What allocates memory, or draws random numbers, runs each time. The function
+    must call the same operators in the same order each time, and what is made of them must not be written to. When a
+    parameter changes, the constants are of no use any more.
 
     Args:
         parameters: the tensors that do not change.
@@ -62,7 +65,8 @@ class _Watching(TorchDispatchMode):
             with self:
                 return implementation(*args, **kwargs)
         taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        if not taken or func._schema.is_mutable or not all(_place(x) in self._known for x in taken):
+        runs_again = func._schema.is_mutable or func in ALLOCATE or torch.Tag.nondeterministic_seeded in func.tags
+        if runs_again or not taken or not all(_place(x) in self._known for x in taken):
             return func(*args, **kwargs)
         result = self._constant(func, args, kwargs)
         self._known |= {_place(x) for x in tree_leaves(result) if isinstance(x, Tensor)} - {0}

@@ -101,10 +101,10 @@ def overlapping() -> Generator[None]:
     """Let kernels that this thread launches begin before the one before them in their stream has ended.
 
     A kernel then has parameters, and the state that it moves on, on their way while the one before it still computes,
-    and waits for that one before it does anything else. So in the block nothing may write to the weights of linear
-    maps, no state may be stepped twice, and no earlier write to either be under way: a graph captured in the block
-    begins when all before it has ended. Has an effect on kernels made to wait (`nvrtc.kernel`), from compute capability
-    9.0 on; results are the same.
+    and waits for that one before it does anything else. So in the block nothing may write to the weights of linear maps
+    or to `state_indices`, no state may be written to before its step, or be stepped twice, and no earlier write to any
+    of them be under way: a graph captured in the block begins when all before it has ended. Has an effect on kernels
+    made to wait (`nvrtc.kernel`), from compute capability 9.0 on; results are the same.
     """
     before, _overlapping.is_on = _overlapping.is_on, True
     try:

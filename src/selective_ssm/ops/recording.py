@@ -19,15 +19,16 @@ from selective_ssm.ops import native
 from selective_ssm.ops.registration import implementation_of
 
 _aten = torch.ops.aten
-_ALLOCATE = {
+ALLOCATE = {
     _aten.empty.memory_format,
     _aten.empty_strided.default,
     _aten.empty_like.default,
     _aten.new_empty.default,
     _aten.new_empty_strided.default,
 }
+"""They read the sizes of a tensor at most, and return memory that others write to."""
 _FILL = {_aten.zeros_like.default, _aten.new_zeros.default, _aten.ones_like.default, _aten.new_ones.default}
-"""They read the sizes of a tensor, and nothing in it."""
+"""They too read the sizes of a tensor, and nothing in it."""
 
 
 class Recording(NamedTuple):
@@ -84,7 +85,7 @@ class _Recorder(TorchDispatchMode):
         taken = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         returned = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         self.memory += returned
-        if func in _ALLOCATE:
+        if func in ALLOCATE:
             self._varying.update(map(_place, returned))
         elif torch.Tag.nondeterministic_seeded in func.tags:
             self.is_whole = False

@@ -268,6 +268,15 @@ void fiber_main() {
     __builtin_unreachable();
 }
 
+// Gives back the stacks that only large blocks need: each kernel has a machine of its own, each stack two mappings, and a
+// process may have but so many of these.
+struct StackGuard {
+    ~StackGuard() {
+        constexpr size_t KEPT = 256;
+        for (; machine.stacks.size() > KEPT; machine.stacks.pop_back()) munmap(machine.stacks.back(), STACK);
+    }
+};
+
 bool prepare_block() {
     const size_t threads = blockDim.x, page = 16384;
     while (machine.stacks.size() < threads) {
@@ -450,7 +459,8 @@ int launch(void (*kernel)(const void*), const void* parameters, int gx, int gy, 
     if (order > 0)
         for (size_t i = blocks; i > 1; i--) std::swap(turns[i - 1], turns[random_number() % i]);
 
-    const SignalGuard guard;
+    const SignalGuard signals;
+    const StackGuard stacks;
     for (size_t block : turns) {
         blockIdx = {unsigned(block % gx), unsigned(block / gx % gy), unsigned(block / gx / gy)};
         if (!run_block()) return 1;

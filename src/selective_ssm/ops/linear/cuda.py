@@ -42,7 +42,8 @@ def takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether there are few vectors, and all of the weight lies in whole vectors of 16 bytes."""
     (vectors, inputs), outputs, dtype = x.shape, len(weight), x.dtype
     return (
-        vectors <= MOST_VECTORS.get(dtype, 0)
+        outputs > 0  # nothing is no launch
+        and vectors <= MOST_VECTORS.get(dtype, 0)
         and (_is_served_by_few(vectors, outputs) or (weight.numel() <= _LARGE and _is_aligned(x)))
         and (weight.data_ptr() | inputs * dtype.itemsize | weight.stride(0) * dtype.itemsize) % _VECTOR_BYTES == 0
         and (bias is None or bias.dtype == dtype)

@@ -40,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `torch.nn.functional.linear`, by a kernel where it can run: for few vectors and no gradient.
 
     On a CPU up to 8 vectors of fp32 or bf16; on a GPU up to 128 of bf16 or fp16, or 8 of fp32, where rows are whole
-    numbers of 16 bytes, but no more than 16 with a weight of more than 16,384 rows. The kernels take sums in fp32 and
+    numbers of 16 bytes, but no more than 16 with a weight of more than 2^22 numbers. The kernels take sums in fp32 and
     round once; a vector's result does not depend on those beside it, nor on how many there are, but that up to 16 may
     be summed in another order than more.
 

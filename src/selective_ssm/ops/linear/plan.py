@@ -1,6 +1,7 @@
 """How a matrix times few vectors is laid out over a GPU: a pure function of sizes.
 
-Up to sixteen the number of vectors has no say in `split`, so that what is summed together does not depend on it.
+The number of vectors has no say in `split`, but for whether it is above sixteen, so that what is summed together does
+not depend on it.
 
 Legend: M vectors, K inputs, N outputs. A tile is eight rows of the weight; a step is four vectors of 16 bytes of each.
 """
@@ -25,6 +26,7 @@ FEW = 8
 _WANTED_WARPS = 2048  # of all blocks: with what is on its way to so many, memory is busy
 _MOST_SPLIT = 16
 _MOST_ON_THEIR_WAY = 8  # tiles times steps: each is a vector in a thread's registers
+_SIXTEENS = 8  # of vectors, at most; K is split for these where there are more than one
 _VERY_FEW_TILES = 32  # a product is over soon after it began: the fewer warps a block has the sooner it begins
 _TILES_IN_PAIRS = 1024  # there are teams enough if each takes two
 _MANY_TILES, _SPLIT_OF_MANY, _SHARE_OF_MANY = 4096, 8, 3  # warps abound, and small blocks leave sooner
@@ -97,7 +99,7 @@ def _plan(vectors: int, outputs: int, inputs: int, itemsize: int) -> Plan:
     all_tiles, steps = -(-outputs // TILE), -(-inputs * itemsize // STEP_BYTES)
     sixteens = -(-vectors // PLACES)
     is_in_pairs = _TILES_IN_PAIRS <= all_tiles < _MANY_TILES
-    teams, split = sixteens * all_tiles >> is_in_pairs, 1
+    teams, split = (all_tiles if sixteens == 1 else _SIXTEENS * all_tiles) >> is_in_pairs, 1
     while 2 * split <= min(steps, _MOST_SPLIT) and not _is_split_enough(teams, split, steps):
         split *= 2
     is_wide = vectors > FEW and sixteens * all_tiles > _MULTIPROCESSORS

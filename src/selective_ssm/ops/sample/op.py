@@ -119,6 +119,8 @@ def _check(
     if rows is not None:
         checks.tensor("rows", rows, "B", (count,), (torch.int64,), logits.device)
         letter, (held, _), (positions,) = "S", checks.sizes_of(real, 2), checks.sizes_of(position, 1)
+        if count and 0 in (held, positions):
+            raise ValueError(f"rows names {held} settings and {positions} positions; expected one of each at least")
     checks.tensor("real", real, (letter, "2"), (held, 2), (torch.float32,), logits.device)
     checks.tensor("whole", whole, (letter, "4"), (held, 4), (torch.int64,), logits.device)
     checks.tensor("position", position, letter, (positions,), (torch.int64,), logits.device)

@@ -107,7 +107,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_step(const 
     if (SOFTPLUS) dt = softplus(dt);
     float y = 0;
 #pragma unroll
-    for (int i = 0; i < READS; i++)
+    for (int i = 0; i < READS; i++) {
+        if ((i * LANES + lane) * WIDTH >= N) continue;  // of infinities what is no state would make NaN
 #pragma unroll
         for (int j = 0; j < WIDTH; j++) {
             const float x = exponent_over(dt, A.x[i][j] * LOG2_E), decay = exp2_fast(x);
@@ -115,6 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) selective_scan_step(const 
             h.x[i][j] = decay * h.x[i][j] + gain * u * B.x[i][j];
             y += C.x[i][j] * h.x[i][j];
         }
+    }
     if (has_state) h.store(state, lane, p.state_entry);
 #pragma unroll
     for (int mask = LANES / 2; mask >= 1; mask /= 2) y += shuffle_xor(y, mask);
