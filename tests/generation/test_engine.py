@@ -323,6 +323,43 @@ def test_where_the_model_fails_all_that_it_had_in_hand_is_over_and_the_rest_goes
     assert_is_empty(engine, 2)
 
 
+def test_others_failures_are_not_raised_to_those_who_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = untrained_model()
+    engine = Engine(model, slots=1)
+    first, second = (engine.submit([1], max_new_tokens=4) for _ in range(2))
+    engine.step()
+    real, fails = model.step, iter([True])
+    monkeypatch.setattr(model, "step", lambda *a, **k: 1 / 0 if next(fails, False) else real(*a, **k))
+    assert len(second.result().ids) == 4
+    with pytest.raises(ZeroDivisionError):
+        first.result()
+    assert_is_empty(engine, 1)
+
+
+def test_where_nothing_can_go_on_every_text_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(shared_model(), slots=1)
+    requests = [engine.submit([1], max_new_tokens=4) for _ in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine._loop, "_admit", lambda: 1 / 0)
+        for request in requests:
+            with pytest.raises(ZeroDivisionError):
+                request.result()
+    assert_is_empty(engine, 1)
+
+
+def test_a_wait_that_is_cancelled_calls_the_text_off() -> None:
+    engine = Engine(shared_model(), slots=1)
+    request = engine.submit([1], max_new_tokens=10**6)
+
+    async def wait() -> None:
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(request, 0.05)
+
+    asyncio.run(wait())
+    assert request.result().finish == "cancelled"
+    assert_is_empty(engine, 1)
+
+
 def test_a_text_that_cannot_begin_is_over_too(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(shared_model(), slots=1)
     request = engine.submit([1, 2], max_new_tokens=4)

@@ -222,8 +222,11 @@ class Loop:
         return Bookmark(self._slots.held(job.slot), pending, digest, job.wishes.sampling.seed)
 
     def _give_up(self, error: BaseException) -> None:
-        """The model failed, and with it all that was in its hands."""
-        for job in (*self.reading, *self.running):
+        """The model failed, and with it all that was in its hands, or the next text: each failure ends one at least."""
+        in_hand = [*self.reading, *self.running]
+        if self.queue and not in_hand:
+            in_hand.append(self.queue.popleft())
+        for job in in_hand:
             job.error = error
         self.free = list(range(self._slots.count))[::-1]
         self.reading, self.running, self._flight = [], [], None

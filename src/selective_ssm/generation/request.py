@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class Request:
     """One text of an engine. Reading it, waiting for its result or awaiting it keeps the engine going.
 
     Iterating gives pieces of text, or ids where there is no tokenizer, from the first one each time; no two threads may
-    do so at once. What went wrong with this text alone is raised here. Awaiting steps in a thread of the engine's own.
+    do so at once. What ended this text by going wrong is raised here, and nothing else. Awaiting steps in a thread of
+    the engine's own; a wait that is cancelled, as by a time limit, calls the text off.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class Request:
             Exception: what went wrong with this text.
         """
         while not self._job.is_done:
-            self._step()
+            self._go_on()
         self._decode()
         job = self._job
         if job.error is not None:
@@ -114,9 +116,14 @@ class Request:
             if is_last:
                 break
             if not job.is_done:
-                self._step()
+                self._go_on()
         if job.error is not None:
             raise job.error
+
+    def _go_on(self) -> None:
+        """A step of the engine. What fails there is kept with the texts that it ended, and raised to who reads them."""
+        with contextlib.suppress(Exception):
+            self._step()
 
     def _decode(self) -> None:
         """Make text of the tokens that are there, where the engine had no need to."""
@@ -130,6 +137,10 @@ class Request:
 
     async def _awaited(self) -> Completion:
         loop = asyncio.get_running_loop()
-        while not self._job.is_done:
-            await loop.run_in_executor(self._thread(), self._step)
+        try:
+            while not self._job.is_done:
+                await loop.run_in_executor(self._thread(), self._go_on)
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
         return self.result()
