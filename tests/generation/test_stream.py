@@ -213,12 +213,23 @@ def test_inference_mode_around_it_leaves_states_that_can_be_used_anywhere(model:
     model.step(torch.tensor([1]), one.state.state)
 
 
+def test_ids_may_come_as_arrays(model: LanguageModel) -> None:
+    (expected,) = generate(model, [1, 2], max_new_tokens=3)
+    rows = torch.tensor([[1, 2], [1, 2]])
+    for prompts in (rows, rows.numpy(), rows[0], rows[0].numpy(), list(rows.numpy()), list(rows[0].numpy())):
+        assert generate(model, prompts, max_new_tokens=3)[0].ids == expected.ids
+    for prompts in ([1.5, 2.0], 7, torch.tensor([1.0, 2.0])):
+        with pytest.raises(UserError, match="must be"):
+            generate(model, prompts, max_new_tokens=3)
+
+
 @pytest.mark.parametrize(
     ("prompt", "options", "sentence"),
     [
         ([], {}, "the prompt is empty"),
         ([257], {}, "token id 257 is outside"),
         ([3, -1], {}, "token id -1 is outside"),
+        ([3.5], {}, "a prompt of ids must be whole numbers"),
         ("text", {}, "need a tokenizer"),
         ([1], {"stop": "x"}, "need a tokenizer"),
         ([1], {"max_new_tokens": -1}, "max_new_tokens must be 0 or more"),

@@ -163,11 +163,20 @@ def engine_for(
     return Engine(model, tokenizer, slots=slots, prefix_bytes=prefix_bytes)
 
 
-def _rows(prompts: str | Sequence[Any]) -> list[str | Sequence[int]]:
+def _rows(prompts: str | Sequence[Any]) -> list[str | list[int]]:
     """The prompts as a list, of one if they are one."""
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], int)):
-        return [cast("str | Sequence[int]", prompts)]
-    return list(prompts)
+    if isinstance(prompts, str):
+        return [prompts]
+    try:
+        if len(prompts) and _is_id(prompts[0]):
+            return [list(prompts)]
+        return [row if isinstance(row, str) else list(row) for row in prompts]
+    except TypeError as error:
+        raise UserError(f"prompts must be texts, or lists of ids: {error}") from error
+
+
+def _is_id(one: object) -> bool:
+    return hasattr(one, "__index__") and getattr(one, "ndim", 0) == 0
 
 
 def _options(sampling: RowOptions, row: int, rows: int) -> SamplingOptions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import index
 
 from selective_ssm.data.tokenizers import Tokenizer
 from selective_ssm.errors import UserError
@@ -72,9 +73,13 @@ def job_of(
 
 
 def _ids(prompt: str | Sequence[int], tokenizer: Tokenizer | None, *, begins: bool) -> list[int]:
-    if not isinstance(prompt, str) or tokenizer is None:
-        return [int(id) for id in prompt]
-    return ([tokenizer.end] if begins else []) + tokenizer.encode(prompt)
+    if isinstance(prompt, str):
+        assert tokenizer is not None
+        return ([tokenizer.end] if begins else []) + tokenizer.encode(prompt)
+    try:
+        return [index(id) for id in prompt]
+    except TypeError as error:
+        raise UserError(f"a prompt of ids must be whole numbers: {error}") from error
 
 
 def _check(ids: Sequence[int], known: int) -> None:
