@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -42,20 +42,37 @@ class Constants:
     def learn(self, function: Callable[[], T]) -> T:
         """Run the function, and remember what it computes from parameters alone."""
         self._results = []
-        with _Learning(self._parameters, self._results):
+
+        def learned(func: Any, args: Any, kwargs: Any) -> Any:
+            self._results.append(func(*args, **kwargs))
+            return self._results[-1]
+
+        with _Watching(self._parameters, learned):
             return function()
 
     def serve(self, function: Callable[[], T]) -> T:
         """Run the function with what is remembered in the place of those operators."""
-        with _Serving(self._parameters, iter(self._results)):
+        results = iter(self._results)
+
+        def served(func: Any, args: Any, kwargs: Any) -> Any:
+            # Autograd gives what an operator returns properties of its own, and takes no tensor that already has some.
+            return tree_map_only(Tensor, Tensor.detach, next(results))
+
+        with _Watching(self._parameters, served):
             return function()
 
 
 class _Watching(TorchDispatchMode):
-    """Sees every operator of torch, those within operators of ours too, and knows which ones take only parameters."""
+    """Sees every operator of torch, those within operators of ours too, and hands over those that take only parameters.
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
+    Args:
+        parameters: the tensors that do not change.
+        constant: (operator, arguments, keywords) -> the result of one that takes only these, or what they made.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], constant: Callable[[Any, Any, Any], Any]) -> None:
         super().__init__()
+        self._constant = constant
         self._known = {_place(x) for x in parameters} - {0}  # an empty tensor has no place of its own
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -71,30 +88,6 @@ class _Watching(TorchDispatchMode):
         result = self._constant(func, args, kwargs)
         self._known |= {_place(x) for x in tree_leaves(result) if isinstance(x, Tensor)} - {0}
         return result
-
-    def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The result of an operator that takes only parameters."""
-        raise NotImplementedError
-
-
-class _Learning(_Watching):
-    def __init__(self, parameters: Iterable[Tensor], results: list[Any]) -> None:
-        super().__init__(parameters)
-        self._results = results
-
-    def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
-        self._results.append(func(*args, **kwargs))
-        return self._results[-1]
-
-
-class _Serving(_Watching):
-    def __init__(self, parameters: Iterable[Tensor], results: Iterator[Any]) -> None:
-        super().__init__(parameters)
-        self._results = results
-
-    def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
-        # Autograd gives what an operator returns properties of its own, and takes no tensor that already has some.
-        return tree_map_only(Tensor, Tensor.detach, next(self._results))
 
 
 def _place(x: Tensor) -> int:

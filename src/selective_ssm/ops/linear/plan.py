@@ -8,11 +8,10 @@ Legend: M vectors, K inputs, N outputs. A tile is eight rows of the weight; a st
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Generator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+
+from selective_ssm.ops.overrides import Overrides
 
 TILE = 8
 """Rows."""
@@ -61,19 +60,9 @@ class Plan:
         return TILE * self.tiles * self.groups
 
 
-_overridden: dict[str, Any] = {}
-
-
-@contextlib.contextmanager
-def overridden(**fields: Any) -> Generator[None]:
-    """Plans have these fields while it lasts: for benchmarks."""
-    before = dict(_overridden)
-    _overridden.update(fields)
-    try:
-        yield
-    finally:
-        _overridden.clear()
-        _overridden.update(before)
+_overrides = Overrides()
+overridden = _overrides.chosen
+"""Plans have these fields while it lasts: for benchmarks."""
 
 
 def plan(vectors: int, outputs: int, inputs: int, itemsize: int) -> Plan:
@@ -91,7 +80,7 @@ def plan(vectors: int, outputs: int, inputs: int, itemsize: int) -> Plan:
         Plan(tiles=2, ahead=4, split=4, groups=1)
     """
     chosen = _plan(vectors, outputs, inputs, itemsize)
-    return replace(chosen, **_overridden) if _overridden else chosen
+    return _overrides.apply(chosen)
 
 
 @functools.lru_cache(1024)

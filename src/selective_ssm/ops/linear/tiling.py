@@ -7,12 +7,11 @@ Legend: M vectors, K inputs, N outputs.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
-from collections.abc import Generator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+
+from selective_ssm.ops.overrides import Overrides
 
 _MULTIPROCESSORS = 132  # of the largest GPUs
 _VECTORS, _ROWS = (16, 32, 64, 128), (16, 24, 32, 48, 64)  # of a block
@@ -56,19 +55,9 @@ class Tiling:
         return max(self.stages * _stage_bytes(self.vectors, self.rows, self.depth), sums)
 
 
-_overridden: dict[str, Any] = {}
-
-
-@contextlib.contextmanager
-def overridden(**fields: Any) -> Generator[None]:
-    """Tilings have these fields while it lasts: for benchmarks."""
-    before = dict(_overridden)
-    _overridden.update(fields)
-    try:
-        yield
-    finally:
-        _overridden.clear()
-        _overridden.update(before)
+_overrides = Overrides()
+overridden = _overrides.chosen
+"""Tilings have these fields while it lasts: for benchmarks."""
 
 
 def tiling(vectors: int, outputs: int, inputs: int) -> Tiling:
@@ -84,7 +73,7 @@ def tiling(vectors: int, outputs: int, inputs: int) -> Tiling:
         Tiling(vectors=32, rows=24, depth=128, stages=6, teams=1, split=4)
     """
     chosen = _tiling(vectors, outputs, inputs)
-    return replace(chosen, **_overridden) if _overridden else chosen
+    return _overrides.apply(chosen)
 
 
 @functools.lru_cache(1024)

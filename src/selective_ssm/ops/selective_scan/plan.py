@@ -7,11 +7,10 @@ instructions a state costs (sums over lanes, loads that serve fewer states): so 
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Generator
 from dataclasses import dataclass, replace
-from typing import Any
+
+from selective_ssm.ops.overrides import Overrides
 
 THREADS = 128
 """Of a block; of each of its two roles, forward."""
@@ -67,19 +66,9 @@ class Plan:
 _FULL_ENOUGH = {2: 0.9, 4: 0.45}
 """The share of the warps wanted with which so many lanes a channel are still faster than twice as many."""
 
-_overridden: dict[str, Any] = {}
-
-
-@contextlib.contextmanager
-def overridden(**fields: Any) -> Generator[None]:
-    """Plans have these fields while it lasts: for benchmarks."""
-    before = dict(_overridden)
-    _overridden.update(fields)
-    try:
-        yield
-    finally:
-        _overridden.clear()
-        _overridden.update(before)
+_overrides = Overrides()
+overridden = _overrides.chosen
+"""Plans have these fields while it lasts: for benchmarks."""
 
 
 def plan_forward(sequences: int, length: int, channels: int, groups: int, multiprocessors: int) -> Plan:
@@ -92,7 +81,7 @@ def plan_forward(sequences: int, length: int, channels: int, groups: int, multip
         Plan(lanes=8, pieces=264, threads=128)
     """
     chosen = _plan_forward(sequences, length, channels, groups, multiprocessors)
-    return replace(chosen, **_overridden) if _overridden else chosen
+    return _overrides.apply(chosen)
 
 
 @functools.lru_cache(1024)
@@ -114,7 +103,7 @@ def plan_backward(
     Half the threads serve where a block's shared memory is too small for all.
     """
     chosen = _plan_backward(sequences, length, channels, groups, multiprocessors, threads)
-    return replace(chosen, **_overridden | {"lanes": 2}) if _overridden else chosen
+    return _overrides.apply(chosen, lanes=2)
 
 
 @functools.lru_cache(1024)
