@@ -21,7 +21,7 @@ from selective_ssm.models import LanguageModelConfig, preset, presets
 
 SETUP = Setup(device=torch.device("cpu"), rounds=1)
 TINY = LanguageModelConfig(d_model=16, n_layer=2, vocab_size=32)
-LOAD: dict[str, Any] = {"preset": "tiny", "texts": 6, "prompt": (1, 9), "new_tokens": (1, 5), "slots": 2}
+LOAD: dict[str, Any] = {"preset": "tiny", "texts": 6, "prompt": (1, 9), "new_tokens": (1, 5), "slots": (2,)}
 
 
 @pytest.fixture(autouse=True)
@@ -172,8 +172,9 @@ def test_peers_that_are_missing_are_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_engine_under_load_is_compared_with_one_batch() -> None:
     case = LoadCase(**LOAD, budgets=(4, 100))
-    static, small, large = generation.generate(case, SETUP)
-    assert [row["what"] for row in (small, large)] == ["engine, 2 slots, reads 4", "engine, 2 slots, reads 100"]
+    static, in_pairs, small, large = generation.generate(case, SETUP)
+    named = ["static batches of 2", "engine, 2 slots, reads 4", "engine, 2 slots, reads 100"]
+    assert [row["what"] for row in (in_pairs, small, large)] == named
     assert small["of static"] == pytest.approx(small["tokens a second"] / static["tokens a second"])
     texts = serving.texts(case, 32)
     assert texts == serving.texts(case, 32)

@@ -1,19 +1,21 @@
-"""Steps from CUDA graphs write what steps without them write."""
+"""Reads and steps from CUDA graphs do what they do without."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from selective_ssm.errors import UserError
+from selective_ssm.generation import graphs
 from selective_ssm.generation.engine import Engine
-from selective_ssm.generation.graphs import Steps
-from selective_ssm.generation.sampling import Needs
-from selective_ssm.generation.slots import advance, sizes_up_to
+from selective_ssm.generation.graphs import Graphs
+from selective_ssm.generation.loop import Loop
+from selective_ssm.generation.packs import PADDED
+from selective_ssm.generation.reads import Reads
+from selective_ssm.generation.slots import Slots, sizes_up_to
 from selective_ssm.layers import MambaConfig, S6Config
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 from selective_ssm.ops import nvrtc
@@ -56,7 +58,10 @@ def test_graphs_change_nothing(model: LanguageModel, way: str) -> None:
 def test_steps_allocate_nothing_once_there_are_graphs(model: LanguageModel) -> None:
     engine = Engine(model, slots=8)
     engine.warm_up(temperature=0)
-    assert len(engine._steps._graphs) == 4
+    made = engine._loop._graphs
+    assert made is not None
+    assert len(made) == len(sizes_up_to(8)) + sum(size.tokens <= 2048 for size in PADDED)
+    there = len(made)
     requests = [engine.submit([1, 2, 3], max_new_tokens=100, temperature=0) for _ in range(8)]
 
     def allocated() -> int:
@@ -70,8 +75,24 @@ def test_steps_allocate_nothing_once_there_are_graphs(model: LanguageModel) -> N
         for _ in range(50):
             engine.step()
         assert allocated() == before
-    assert len(engine._steps._graphs) == 4
+    assert len(made) == there
     assert len({tuple(request.result().ids) for request in requests}) == 1
+
+
+@needs_gpu
+def test_reads_from_graphs_are_those_without(model: LanguageModel) -> None:
+    """Bit for bit, whatever was read by the same graph before."""
+    ends: list[dict[str, torch.Tensor]] = []
+    for made in (None, Graphs(model)):
+        slots = Slots(model, 9, 101)
+        reads = Reads(model, slots, made)
+        with torch.no_grad():
+            for count in (9, 1, 3):
+                reads([(slot, [(slot + i) % 101 for i in range(1 + 40 * slot)]) for slot in range(count)])
+        ends.append(slots.state.tensors())
+    assert ends[0]["position"].tolist()[:3] == [3, 82, 162]
+    for name, tensor in ends[0].items():
+        assert torch.equal(tensor[:9], ends[1][name][:9]), name
 
 
 @needs_gpu
@@ -93,13 +114,18 @@ def test_graphs_made_while_a_text_is_written_leave_it_alone(model: LanguageModel
 
 
 def test_warming_up_while_a_text_is_written_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def captured(steps: Steps, rows: Tensor, needs: Needs) -> Any:
-        graph = steps._graphs[len(rows), needs] = partial(advance, steps._model, steps._slots, rows, needs)
-        return graph
+    """Here a graph is the function itself, which is run when it is made, too."""
 
-    make = Steps.__init__
-    monkeypatch.setattr(Steps, "__init__", lambda steps, *args, **_: make(steps, *args, uses_graphs=True))
-    monkeypatch.setattr(Steps, "_captured", captured)
+    def made(function: Callable[[], Any], *_: Any) -> Callable[[], Any]:
+        function()
+        return function
+
+    monkeypatch.setattr(graphs, "Graph", made)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    make = Loop.__init__
+    monkeypatch.setattr(
+        Loop, "__init__", lambda *args, **options: make(args[0], *args[1:3], Graphs(args[1]), **options)
+    )
     assert_warming_up_changes_no_text(LanguageModel(CONFIG).double().eval())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selective_ssm.generation.schedule import shares
+from selective_ssm.generation.schedule import is_time_to_read, shares
 
 
 @given(st.lists(st.integers(1, 50)), st.integers(1, 100))
@@ -18,3 +18,20 @@ def test_the_budget_is_used_up_in_the_order_of_arrival(left: list[int], budget: 
 
 def test_nobody_reads_where_nobody_waits() -> None:
     assert shares([], 5) == []
+
+
+def test_prompts_are_read_at_once_where_little_is_written() -> None:
+    assert is_time_to_read([1], 100, writing=0, waited=0)
+    assert is_time_to_read([1, 1], 100, writing=2, waited=0)
+    assert not is_time_to_read([1], 100, writing=2, waited=0)
+
+
+def test_prompts_that_fill_the_budget_do_not_wait() -> None:
+    assert is_time_to_read([60, 40], 100, writing=50, waited=0)
+    assert not is_time_to_read([60, 39], 100, writing=50, waited=0)
+
+
+def test_nobody_waits_for_ever() -> None:
+    waited = next(steps for steps in range(100) if is_time_to_read([0], 100, writing=50, waited=steps))
+    assert 0 < waited < 20
+    assert not is_time_to_read([], 100, writing=0, waited=99), "there is nobody"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from selective_ssm.generation.packs import Pack, Piece, Size, read, size_of
 from selective_ssm.generation.sampling import Sampling
-from selective_ssm.generation.slots import Slots, advance, read
+from selective_ssm.generation.slots import Beginning, Slots, advance
 from tests.generation.oracle import VOCABULARY, shared_model, written_alone
 
 PROMPT = [3, 1, 4, 1, 5]
@@ -23,10 +24,16 @@ def memory(slots: Slots) -> dict[str, Tensor]:
     return {**names, **slots.state.tensors()}
 
 
+def read_pieces(slots: Slots, pieces: list[Piece], size: Size | None = None) -> None:
+    pack = Pack(size or size_of(pieces), slots)
+    pack.fill(pieces)
+    read(shared_model(), slots, pack)
+
+
 @torch.no_grad()
 def written(slots: Slots, slot: int, sampling: Sampling, count: int) -> list[int]:
-    slots.begin(slot, None, PROMPT[-1], sampling, PROMPT)
-    read(shared_model(), slots, [slot], [PROMPT[:-1]])
+    slots.begin([Beginning(slot, None, PROMPT[-1], sampling, PROMPT)])
+    read_pieces(slots, [(slot, PROMPT[:-1])])
     return [int(advance(shared_model(), slots, slots.rows([slot]), sampling.needs)[0][0]) for _ in range(count)]
 
 
@@ -39,8 +46,7 @@ def test_a_slot_writes_what_its_text_is_and_keeps_nothing_of_the_one_before() ->
 @torch.no_grad()
 def test_padding_touches_no_slot() -> None:
     slots = made(4)
-    for slot in range(4):
-        slots.begin(slot, None, slot, PENALISED, PROMPT)
+    slots.begin([Beginning(slot, None, slot, PENALISED, PROMPT) for slot in range(4)])
     before = {name: tensor.clone() for name, tensor in memory(slots).items()}
     rows = slots.rows([2, 0, 3])
     assert rows.tolist() == [2, 0, 3, -1]
@@ -50,7 +56,7 @@ def test_padding_touches_no_slot() -> None:
     for name, tensor in memory(slots).items():
         assert torch.equal(tensor[1], before[name][1]), name
     assert not torch.equal(slots.pending[:4], before["pending"][:4])
-    assert slots.state.position.tolist() == [1, 0, 1, 1]
+    assert slots.state.position[:4].tolist() == [1, 0, 1, 1]
 
 
 @torch.no_grad()
@@ -62,28 +68,15 @@ def test_memory_stays_where_it_is() -> None:
     assert [one.tolist() for one in rows.values()] == [[0], [0, 1], [0, 1, 2]], "no more rows than slots"
     for _ in range(2):
         written(slots, 0, PENALISED, 2)
-    read(shared_model(), slots, [2, 1], [[1, 2], [3]])
+    read_pieces(slots, [(2, [1, 2]), (1, [3])])
     assert {name: tensor.data_ptr() for name, tensor in memory(slots).items()} == places
     assert slots.rows([2, 1]) is rows[2]
     assert rows[2].tolist() == [2, 1]
 
 
-@torch.no_grad()
-def test_what_is_read_in_one_pack_is_what_is_read_one_by_one() -> None:
-    together, one_by_one = made(3), made(3)
-    chunks = [[1, 2, 3], [4], [5, 6]]
-    read(shared_model(), together, [2, 0, 1], chunks)
-    for slot, chunk in zip([2, 0, 1], chunks, strict=True):
-        for token in chunk:
-            read(shared_model(), one_by_one, [slot], [[token]])
-    assert together.state.position.tolist() == [1, 2, 3]
-    for name, tensor in together.state.tensors().items():
-        torch.testing.assert_close(tensor, one_by_one.state.tensors()[name], rtol=1e-9, atol=1e-9)
-
-
 def test_a_text_leaves_the_state_that_it_goes_on_from_as_it_is() -> None:
     slots, given = made(1), shared_model().init_state(1)
-    slots.begin(0, given, 3, GREEDY, [3])
+    slots.begin([Beginning(0, given, 3, GREEDY, [3])])
     advance(shared_model(), slots, slots.rows([0]), GREEDY.needs)
-    assert slots.state.position.tolist() == [1]
+    assert slots.state.position[:1].tolist() == [1]
     assert not any(tensor.any() for tensor in given.tensors().values())

@@ -14,7 +14,7 @@ import torch
 from selective_ssm.data.tokenizers import Tokenizer
 from selective_ssm.errors import UserError
 from selective_ssm.generation.bookmarks import Bookmark
-from selective_ssm.generation.graphs import Steps
+from selective_ssm.generation.graphs import Graphs
 from selective_ssm.generation.job import Wishes
 from selective_ssm.generation.loop import Loop
 from selective_ssm.generation.prefixes import PrefixStore
@@ -45,14 +45,16 @@ class Engine:
         model: the language model, on any device.
         tokenizer: the one that it was trained with; without it prompts and answers are ids.
         slots: how many texts are read and written side by side.
-        prefill_budget: the most tokens of prompts that a step reads, so that texts which are written never stall.
+        prefill_budget: the most tokens of prompts that a step reads, so that texts which are written never stall. Where
+            less is to be read while more texts are written, it may wait for a few steps to be read with others.
         max_queue: the most texts that wait for a slot; None is any number.
         prefix_bytes: memory for states of prompts that were read; prompts that begin alike go on from them. They are
             let go of when parameters have changed while nothing was to do.
         run_ahead: whether a step's tokens are looked at only when the next step is on its way, so that the device does
             not wait for the host; by default on a GPU.
-        graphs: whether steps run from CUDA graphs; by default on a GPU. One is made when a step first has so many texts
-            with such settings (see `warm_up`), and all anew when parameters have changed while nothing was to do.
+        graphs: whether steps and reads run from CUDA graphs; by default on a GPU. One is made when a step first has so
+            many texts with such settings, or a read so much to read (see `warm_up`), and all anew when parameters have
+            changed while nothing was to do.
         clock: seconds, for deadlines and the counters.
 
     Raises:
@@ -98,11 +100,11 @@ class Engine:
             raise UserError("graphs are made on a GPU only, and the model is not on one: leave them out")
         with untracked():
             self._slots = Slots(model, slots, known)
-        self._steps = Steps(model, self._slots, uses_graphs=is_on_gpu if graphs is None else graphs)
+        uses_graphs = is_on_gpu if graphs is None else graphs
         self._loop = Loop(
             model,
             self._slots,
-            self._steps,
+            Graphs(model) if uses_graphs else None,
             budget=prefill_budget,
             prefixes=self._prefixes,
             runs_ahead=is_on_gpu if run_ahead is None else run_ahead,
@@ -181,7 +183,7 @@ class Engine:
             sampling: as in `submit`.
         """
         with self._lock, untracked():
-            self._steps.warm_up(Sampling(**sampling).needs._replace(logprobs=logprobs))
+            self._loop.warm_up(Sampling(**sampling).needs._replace(logprobs=logprobs))
 
     def step(self) -> bool:
         """Read some tokens of the prompts, and write one token of every text whose prompt is read.

@@ -1,21 +1,14 @@
-"""Steps as CUDA graphs: one launch in the place of hundreds.
-
-Legend: B rows: some of the slots, and padding.
-"""
+"""What a model does, as CUDA graphs: one launch in the place of hundreds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Callable, Hashable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from selective_ssm.generation.sampling import ALL, Needs
-from selective_ssm.generation.slots import Slots, advance
 from selective_ssm.models import LanguageModel
-from selective_ssm.models.fingerprint import stamp
 from selective_ssm.ops.constants import Constants
 from selective_ssm.ops.driver import overlapping
 
@@ -28,8 +21,8 @@ T = TypeVar("T")
 class Graph(Generic[T]):
     """A function on a GPU, captured once and run again by one launch.
 
-    It runs three times before the graph is there: so what it reads must then be such that no harm is done (rows that
-    are padding, say).
+    It runs three times before the graph is there: so what it reads must then be such that no harm is done (all of it
+    padding, say).
 
     Args:
         function: what to run. It must read nothing but tensors that stay where they are, ask nothing of the GPU, leave
@@ -64,68 +57,35 @@ class Graph(Generic[T]):
         return self._result
 
 
-class Steps:
-    """Writes one more token in some slots: as `slots.advance`, and on a GPU from a graph for each B and each work.
-
-    Graphs are made when first needed, and anew when the model's parameters have changed since.
+class Graphs:
+    """Graphs of functions that read a model's parameters, by any key. They share their memory, so they run in turns.
 
     Args:
-        model: what writes.
-        slots: where.
-        uses_graphs: whether there are graphs; slots must then be on a GPU.
+        model: whose parameters.
     """
 
-    def __init__(self, model: LanguageModel, slots: Slots, *, uses_graphs: bool) -> None:
-        self._model, self._slots, self._uses_graphs = model, slots, uses_graphs
-        self._graphs: dict[tuple[int, Needs], Graph[tuple[Tensor, Tensor | None]]] = {}
-        self._made_from: list[tuple[int, int]] = []
+    def __init__(self, model: LanguageModel) -> None:
+        self._model = model
+        self._graphs: dict[Hashable, Graph[Any]] = {}
+        self._reader: object = None
         self._pool: _POOL_HANDLE | None = None
 
-    def __call__(self, rows: Tensor, needs: Needs) -> tuple[Tensor, Tensor | None]:
-        """One more token.
+    def __len__(self) -> int:
+        return len(self._graphs)
 
-        Args:
-            rows: (B,) int64, from `Slots.rows`.
-            needs: what some row needs.
+    def keep_those_of(self, reader: object) -> None:
+        """Let go of all graphs, unless they are of an equal reader: of the parameters there are."""
+        if reader != self._reader:
+            self._graphs.clear()
+            self._reader = reader
 
-        Returns:
-            The tokens (B,), and their log-probabilities (B,) where needed, in memory that the next step writes to.
-        """
-        if not self._uses_graphs:
-            return advance(self._model, self._slots, rows, needs)
-        needs = _rounded_up(needs)
-        graph = self._graphs.get((len(rows), needs)) or self._captured(rows, needs)
-        return graph()
+    def get(self, key: Hashable) -> Graph[Any] | None:
+        """The graph of that key, if it was made."""
+        return self._graphs.get(key)
 
-    def look_at_parameters(self) -> None:
-        """Let go of graphs that were made from other parameters than those there are."""
-        if self._uses_graphs:
-            there = stamp(self._model)
-            if there != self._made_from:
-                self._graphs.clear()
-                self._made_from = there
-
-    def warm_up(self, needs: Needs) -> None:
-        """Make the graphs for every number of rows."""
-        self.look_at_parameters()
-        needs = _rounded_up(needs)
-        for size, rows in self._slots.rows_of_size.items() if self._uses_graphs else ():
-            if (size, needs) not in self._graphs:
-                self._captured(rows, needs)
-
-    def _captured(self, rows: Tensor, needs: Needs) -> Graph[tuple[Tensor, Tensor | None]]:
-        """While it is captured all rows are padding, so that nothing is written."""
-        wanted = rows.clone()
-        rows.fill_(-1)
+    def make(self, key: Hashable, function: Callable[[], Any]) -> Graph[Any]:
+        """Make a graph of a function, as `Graph` does."""
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        step = partial(advance, self._model, self._slots, rows, needs)
         weights = (*self._model.parameters(), *self._model.buffers())
-        graph = Graph(step, weights, rows.device, self._pool)
-        rows.copy_(wanted)
-        self._graphs[len(rows), needs] = graph
+        graph = self._graphs[key] = Graph(function, weights, self._model.embedding.weight.device, self._pool)
         return graph
-
-
-def _rounded_up(needs: Needs) -> Needs:
-    """What kernels on a GPU do for so much: the same for every top-k, and with min-p or without."""
-    return needs._replace(ranked=ALL if needs.ranked else 0, likely=needs.draw)

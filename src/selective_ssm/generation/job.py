@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from selective_ssm.errors import UserError
@@ -95,7 +96,7 @@ class Job:
         """How many tokens of the prompt are to be read; the last one is left to the first step."""
         return len(self.prompt) - 1 - self.read
 
-    @property
+    @cached_property
     def needs(self) -> Needs:
         """The work that a step has with it."""
         return self.wishes.sampling.needs._replace(logprobs=self.wishes.logprobs)

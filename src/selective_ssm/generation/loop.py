@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -14,12 +15,14 @@ from selective_ssm.generation import schedule
 from selective_ssm.generation.bookmarks import Bookmark
 from selective_ssm.generation.digest import extend
 from selective_ssm.generation.flight import Flight
-from selective_ssm.generation.graphs import Steps
+from selective_ssm.generation.graphs import Graphs
 from selective_ssm.generation.job import Finish, Job
 from selective_ssm.generation.prefixes import PrefixStore
+from selective_ssm.generation.reads import Reads
 from selective_ssm.generation.sampling import Needs
-from selective_ssm.generation.slots import Slots, read
+from selective_ssm.generation.slots import Beginning, Slots
 from selective_ssm.generation.stats import Spans
+from selective_ssm.generation.steps import Steps
 from selective_ssm.models import LanguageModel
 from selective_ssm.models.fingerprint import stamp
 
@@ -41,7 +44,7 @@ class Loop:
     Args:
         model: what reads and writes.
         slots: where.
-        steps: what writes a token in some of them.
+        graphs: what makes that quick.
         budget: the most tokens of prompts that a step reads.
         prefixes: where states of prompts are kept.
         runs_ahead: whether a step's tokens are looked at only when the next step is on its way.
@@ -52,18 +55,20 @@ class Loop:
         self,
         model: LanguageModel,
         slots: Slots,
-        steps: Steps,
+        graphs: Graphs | None,
         *,
         budget: int,
         prefixes: PrefixStore | None,
         runs_ahead: bool,
         clock: Callable[[], float],
     ) -> None:
-        self._model, self._slots, self._steps = model, slots, steps
+        self._model, self._slots, self._graphs = model, slots, graphs
+        self._reads, self._steps = Reads(model, slots, graphs), Steps(model, slots, graphs)
         self._budget, self._prefixes, self._runs_ahead, self._clock = budget, prefixes, runs_ahead, clock
         self._flight: Flight | None = None
         self._batch = _Batch([], torch.empty(0), Needs())
         self._looked = 0.0
+        self._waited = 0
         self._earliest = math.inf
         self.free = list(range(slots.count))[::-1]
         self.queue: deque[Job] = deque()
@@ -79,15 +84,23 @@ class Loop:
         return not (self.queue or self.reading or self.running)
 
     def step(self) -> None:
-        """Let go of what is over, fill free slots, read some of the prompts, write one token of every text."""
+        """Let go of what is over, fill free slots and read when it is time, write one token of every text."""
         try:
             self._let_go()
-            self._admit()
-            self._read()
+            if self._is_time_to_read():
+                self._admit()
+                self._read()
             self._write()
         except BaseException as error:
             self._give_up(error)
             raise
+
+    def warm_up(self, needs: Needs) -> None:
+        """Make the graphs there may be, for texts with such needs."""
+        self._look_at_parameters()
+        if self._graphs is not None:
+            self._reads.warm_up(self._budget)
+            self._steps.warm_up(needs)
 
     def submit(self, job: Job) -> None:
         """Let a job wait for its turn."""
@@ -107,31 +120,44 @@ class Loop:
                 self._end(job, "deadline")
         self._earliest = min((job.overdue for job in jobs if not job.is_done), default=math.inf)
 
+    def _is_time_to_read(self) -> bool:
+        waiting = [job.unread for job in (*self.reading, *islice(self.queue, len(self.free)))]
+        is_time = schedule.is_time_to_read(waiting, self._budget, writing=len(self.running), waited=self._waited)
+        self._waited = 0 if is_time or not waiting else self._waited + 1
+        return is_time
+
     def _admit(self) -> None:
         """First come, first served."""
         if self.queue and not (self.reading or self.running):
-            self._steps.look_at_parameters()
-            if self._prefixes is not None:
-                self._prefixes.keep_those_of(stamp(self._model))
+            self._look_at_parameters()
+        begun: list[Job] = []
         while self.queue and self.free and not self._is_being_read(self.queue[0]):
             self.reading.append(self.queue[0])  # before it is taken out: whatever fails, it hears of it
-            self._begin(self.queue.popleft())
+            begun.append(self.queue.popleft())
+            begun[-1].slot = self.free.pop()
+        if begun:
+            self._slots.begin([self._beginning(job) for job in begun])
+        for job in begun:
+            if not job.unread:
+                self._run(job)
+
+    def _look_at_parameters(self) -> None:
+        there = None if self._graphs is None and self._prefixes is None else stamp(self._model)
+        for kept in (self._graphs, self._prefixes):
+            if kept is not None:
+                kept.keep_those_of(there)
 
     def _is_being_read(self, job: Job) -> bool:
         """Whether another job reads the same prompt just now: what it will leave is worth waiting for."""
         own = job.digests[-2:-1]
         return self._prefixes is not None and any(own == other.digests[-2:-1] for other in self.reading)
 
-    def _begin(self, job: Job) -> None:
-        job.slot = self.free.pop()
-        state = job.state
+    def _beginning(self, job: Job) -> Beginning:
+        state, job.state = job.state, None
         if self._prefixes is not None and (found := self._prefixes.find(job.digests[:-1])) is not None:
             job.read = job.cached = found.length
             state = found.state
-        job.state = None
-        self._slots.begin(job.slot, state, job.prompt[-1], job.wishes.sampling, job.prompt)
-        if not job.unread:
-            self._run(job)
+        return Beginning(job.slot, state, job.prompt[-1], job.wishes.sampling, job.prompt)
 
     def _run(self, job: Job) -> None:
         self.running.append(job)
@@ -144,8 +170,7 @@ class Loop:
         now_reading = [(job, count) for job, count in zip(self.reading, dealt, strict=True) if count]
         if not now_reading:
             return
-        chunks = [job.prompt[job.read : job.read + count] for job, count in now_reading]
-        read(self._model, self._slots, [job.slot for job, _ in now_reading], chunks)
+        self._reads([(job.slot, job.prompt[job.read : job.read + count]) for job, count in now_reading])
         for job, count in now_reading:
             job.read += count
             if self._prefixes is not None:

@@ -125,15 +125,15 @@ class LoadCase:
         texts: how many.
         prompt: the shortest and the longest prompt.
         new_tokens: the fewest and the most tokens that follow one.
-        slots: of the engine.
-        budgets: tokens of prompts that its step reads at most; an engine for each.
+        slots: of the engine; one for each number.
+        budgets: tokens of prompts that its step reads at most; one for each.
     """
 
     preset: str
     texts: int = 512
     prompt: tuple[int, int] = (16, 1024)
     new_tokens: tuple[int, int] = (64, 512)
-    slots: int = 128
+    slots: tuple[int, ...] = (128, 256)
     budgets: tuple[int, ...] = (2048, 8192)
 
     @property
