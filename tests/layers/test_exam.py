@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selective_ssm.config import from_tagged, to_tagged
-from selective_ssm.layers import KINDS, MIXERS, SSMS, MambaConfig, Mixer, State, build_mixer
+from selective_ssm.layers import (
+    KINDS,
+    MIXERS,
+    SSMS,
+    MambaConfig,
+    Mixer,
+    RWKVChannelConfig,
+    RWKVConfig,
+    State,
+    build_mixer,
+)
 from selective_ssm.ops import dispatch
 from tests.layers.cases import CASES, D_MODEL, build
 from tests.tolerance import assert_close_to_float64
@@ -26,7 +36,9 @@ def random_input(batch: int, length: int, dtype: torch.dtype = torch.float64) ->
 
 
 def random_state(mixer: Mixer, batch: int) -> State:
-    return tuple(torch.randn_like(part) for part in mixer.init_state(batch, torch.device("cpu"), torch.float64))
+    """After some tokens."""
+    _, state = mixer(random_input(batch, 4), return_state=True)
+    return tuple(part.detach() for part in state)
 
 
 def by_steps(mixer: Mixer, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
@@ -178,6 +190,8 @@ def test_the_state_has_the_same_size_whatever_the_length(case: str) -> None:
     expected = 0
     if isinstance(config, MambaConfig):
         expected = config.expand * D_MODEL * (config.d_conv - 1 + config.ssm.d_state) * 4
+    elif isinstance(config, RWKVConfig | RWKVChannelConfig):
+        expected = D_MODEL * (4 if isinstance(config, RWKVConfig) else 1) * 4
     start = mixer.init_state(3, torch.device("cpu"), torch.float32, max_length=7)
     _, end = mixer(random_input(3, 50, torch.float32), return_state=True)
     for state in (start, end):

@@ -6,10 +6,13 @@ from selective_ssm.config import Config
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig
 from selective_ssm.layers.mlp import MLP, MLPConfig
+from selective_ssm.layers.rwkv import RWKV, RWKVChannel, RWKVChannelConfig, RWKVConfig
 from selective_ssm.layers.ssm_table import SSMS
 
 MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
     "mamba": (MambaConfig, Mamba),
+    "rwkv": (RWKVConfig, RWKV),
+    "rwkv_channel": (RWKVChannelConfig, RWKVChannel),
     "mlp": (MLPConfig, MLP),
 }
 
