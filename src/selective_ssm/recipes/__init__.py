@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from selective_ssm.errors import UserError, nearest
+from selective_ssm.errors import UserError, choice, nearest
 
 _FOLDER = Path(__file__).parent
 
@@ -27,3 +27,23 @@ def recipe_path(name: str) -> Path:
     if name not in recipes():
         raise UserError(f"there is no recipe '{name}'{nearest(name, recipes())}: choose one of {', '.join(recipes())}")
     return _FOLDER / f"{name}.yaml"
+
+
+def cells(table: str) -> list[str]:
+    """The names of the cells of one of the paper's tables, sorted.
+
+    Example:
+        >>> "mamba-s6" in cells("table1")
+        True
+    """
+    return sorted(path.stem for path in (_FOLDER / table).glob("*.yaml"))
+
+
+def cell_path(table: str, name: str) -> Path:
+    """The recipe of a cell.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    choice("cell", name, cells(table))
+    return _FOLDER / table / f"{name}.yaml"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from selective_ssm.bench import cases, plots
+from selective_ssm import plots
+from selective_ssm.bench import cases
 from selective_ssm.bench.cases import OpCase, Setup
 from selective_ssm.bench.contenders import Contender, passes
 from selective_ssm.bench.gpu import peers

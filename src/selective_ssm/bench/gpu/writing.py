@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selective_ssm.bench import plots
+from selective_ssm import plots
 from selective_ssm.bench.cases import Setup
 from selective_ssm.bench.clock import seconds
 from selective_ssm.bench.contenders import Call, Contender

@@ -1,0 +1,54 @@
+"""How much a model says of what a task asks for, at any length, in memory that does not grow with it."""
+
+from __future__ import annotations
+
+import torch
+
+from selective_ssm.data.loader import IGNORE, Batch
+from selective_ssm.models import LanguageModel, ModelState
+from selective_ssm.tasks import Recall, Share, SyntheticTask, generator_of, recall
+
+_CHUNK = 2**14
+"""Tokens of a row that are read at once."""
+_TOKENS = 2**18
+"""Tokens of all rows that are read side by side."""
+_ROWS = 64
+"""Rows that are drawn at once, however many are read side by side."""
+
+
+@torch.no_grad()
+def examined(model: LanguageModel, task: SyntheticTask, rows: int, *, first: int = 0) -> Recall:
+    """Ask a model for the answers of rows that it has not learned from.
+
+    Args:
+        model: the model, on any device.
+        task: the task, at the length that is asked for.
+        rows: how many rows.
+        first: from which batch on they are drawn; other batches are other rows.
+
+    Returns:
+        What was right; the same however many rows fit side by side, but for rows whose logits are as good as equal.
+    """
+    device = model.embedding.weight.device
+    found = Recall(tokens=Share(right=0, all=0), sequences=Share(right=0, all=0))
+    together = max(1, min(_ROWS, _TOKENS // task.length))
+    for index, start in enumerate(range(0, rows, _ROWS)):
+        batch = task.draw(min(_ROWS, rows - start), generator_of(0, device, step=first + index, is_test=True))
+        for part in range(0, len(batch.ids), together):
+            some = Batch(batch.ids[part : part + together], batch.targets[part : part + together], None)
+            found = found + _answered(model, some)
+    return found
+
+
+def _answered(model: LanguageModel, batch: Batch) -> Recall:
+    """Read rows in chunks, for the logits of the columns in which an answer is due."""
+    due = (batch.targets != IGNORE).any(0).nonzero()[:, 0]
+    state: ModelState | None = None
+    logits: list[torch.Tensor] = []
+    for start in range(0, batch.ids.shape[1], _CHUNK):
+        ids = batch.ids[:, start : start + _CHUNK]
+        here = due[(due >= start) & (due < start + _CHUNK)] - start
+        is_last = start + _CHUNK >= batch.ids.shape[1]
+        found, state = model(ids, state, return_state=not is_last, logits_at=here)
+        logits.append(found)
+    return recall(torch.cat(logits, 1), batch.targets[:, due])

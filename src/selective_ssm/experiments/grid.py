@@ -1,0 +1,115 @@
+"""A table's cells, run by run, in a folder: what is done, what is left, and working through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from selective_ssm.config import to_tagged
+from selective_ssm.errors import FileProblem
+from selective_ssm.experiments.cell import CellConfig, Run, judged_by, wanted
+from selective_ssm.experiments.run import go_on, result_of, steps_of
+from selective_ssm.files import write_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table and the folder of its runs.
+
+    Args:
+        name: what it is called.
+        config: what it consists of.
+        folder: where its runs are.
+    """
+
+    name: str
+    config: CellConfig
+    folder: Path
+
+    def results(self) -> dict[Run, dict[str, Any]]:
+        """What the runs that are done came to."""
+        found = {run: result_of(self.folder / run.name) for run in self.runs()}
+        return {run: result for run, result in found.items() if result is not None}
+
+    def runs(self) -> list[Run]:
+        """All runs that may be needed."""
+        return [Run(rate, seed) for rate in self.config.learning_rates for seed in range(self.config.seeds)]
+
+    def wanted(self) -> list[Run]:
+        """The runs that can be done now; none where all is done."""
+        return wanted(self.config, _scores(self.results()))
+
+    def steps(self) -> int:
+        """Steps behind runs that are not done."""
+        return sum(steps_of(self.folder / run.name) for run in self.runs())
+
+    def summary(self) -> dict[str, Any]:
+        """All that is known of it, as plain data; with the figures of the runs that speak for it, if it is done."""
+        results = self.results()
+        known = {"cell": self.name, "config": to_tagged(self.config), "runs": list(results.values())}
+        if self.wanted():
+            return known
+        judged = [results[run] for run in judged_by(self.config, _scores(results))]
+        return known | {
+            "learning rate": judged[0]["learning_rate"],
+            "tests": {length: _spread([one["tests"][length] for one in judged]) for length in judged[0]["tests"]},
+        }
+
+
+def work_through(
+    cells: Mapping[str, Cell], device: torch.device, *, until: Callable[[], bool], told: Callable[[str], None]
+) -> None:
+    """Do the runs that are wanted, one after the other, until all are done, others do the rest, or time is up.
+
+    Several processes may share the work: a run belongs to the one that holds its lock.
+
+    Args:
+        cells: by name.
+        device: where to train.
+        until: whether time is up.
+        told: takes a line for each run that is done.
+    """
+    taken: set[Path] = set()  # by others
+    while (place := next(_left(cells, taken), None)) is not None and not until():
+        cell, run = place
+        folder = cell.folder / run.name
+        try:
+            if go_on(cell.config, run, folder, device, until=until):
+                result = result_of(folder)
+                assert result is not None
+                told(f"{cell.name} {run.name}: {100 * result['score']:.2f} % in {result['seconds'] / 60:.1f} minutes")
+        except FileProblem as problem:
+            told(f"{cell.name} {run.name} is left out: {problem}")
+            taken.add(folder)
+
+
+def write_summary(cell: Cell, about: Mapping[str, Any]) -> Path:
+    """Write what is known of a cell as JSON beside its folder, and where the figures come from."""
+    path = cell.folder.with_suffix(".json")
+    write_json(path, {**cell.summary(), **about})
+    return path
+
+
+def _left(cells: Mapping[str, Cell], taken: set[Path]) -> Iterator[tuple[Cell, Run]]:
+    for cell in cells.values():
+        for run in cell.wanted():
+            if cell.folder / run.name not in taken:
+                yield cell, run
+
+
+def _scores(results: Mapping[Run, Mapping[str, Any]]) -> dict[Run, float]:
+    return {run: result["score"] for run, result in results.items()}
+
+
+def _spread(tests: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean, least and largest share over the seeds."""
+    spread: dict[str, dict[str, float]] = {}
+    for what in ("tokens", "sequences"):
+        shares = [one[what]["right"] / one[what]["all"] for one in tests]
+        spread[what] = {"mean": mean(shares), "least": min(shares), "most": max(shares)}
+    return spread

@@ -1,0 +1,213 @@
+"""One training of a small model on a synthetic task, which goes on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from selective_ssm.config import to_tagged
+from selective_ssm.errors import FileProblem, UserError
+from selective_ssm.experiments.cell import CellConfig, Run
+from selective_ssm.experiments.examination import examined
+from selective_ssm.files import owned, read_json, read_metadata, read_tensors, write_json, write_tensors
+from selective_ssm.models import LanguageModel
+from selective_ssm.tasks import generator_of, next_token_loss
+from selective_ssm.training.optimizer import adamw
+from selective_ssm.training.rng import seed_all
+from selective_ssm.training.schedule import learning_rate_factor
+
+STATE = "state.safetensors"
+RESULT = "result.json"
+_LOOKS = 50  # points of a curve
+_LOOK_ROWS = 256
+_SAVE_SECONDS = 60.0
+_FIRST_TEST = 2**20
+"""The batch from which on tests are drawn; those before it are for looks at a run under way."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """How far a run was at one step.
+
+    Args:
+        step: steps behind it.
+        loss: the mean of the training loss since the look before, in nats an answer.
+        tokens: the share of right answers, on rows that are not learned from.
+        sequences: the share of rows with all answers right.
+    """
+
+    step: int
+    loss: float
+    tokens: float
+    sequences: float
+
+
+class Training:
+    """A run under way: model, optimizer, what was seen so far.
+
+    Args:
+        cell: what is learned, by what.
+        run: which of its runs.
+        device: where.
+    """
+
+    def __init__(self, cell: CellConfig, run: Run, device: torch.device) -> None:
+        self.cell, self.run, self.device = cell, run, device
+        seed_all(run.seed)
+        self.model = LanguageModel(cell.model).to(device)
+        settings = replace(cell.optimizer, lr=run.learning_rate)
+        self.optimizer = adamw(self.model, settings, fused=settings.fused)
+        self.step = 0
+        self.seconds = 0.0
+        self.looks: list[Look] = []
+        self._losses: list[Tensor] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are behind it."""
+        return self.step >= self.cell.steps
+
+    def learn(self) -> None:
+        """Take one step."""
+        cell = self.cell
+        factor = learning_rate_factor(cell.schedule, step=self.step, progress=self.step / cell.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        ids, targets, _ = cell.task.draw(cell.batch_size, generator_of(self.run.seed, self.device, step=self.step))
+        loss = next_token_loss(self.model(ids).logits, targets)
+        loss.backward()
+        if cell.optimizer.clip is not None:
+            clip_grad_norm_(self.model.parameters(), cell.optimizer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._losses.append(loss.detach())
+        self.step += 1
+        if self.is_done or self.step % max(1, cell.steps // _LOOKS) == 0:
+            self._look()
+
+    def _look(self) -> None:
+        loss = float(torch.stack(self._losses).mean())
+        self._losses.clear()
+        if not loss < float("inf"):
+            raise UserError(f"the loss of {self.run.name} became {loss} at step {self.step}: take lower learning rates")
+        found = examined(self.model, self.cell.task, min(_LOOK_ROWS, self.cell.test_rows))
+        shares = {"tokens": found.tokens.value, "sequences": found.sequences.value}
+        self.looks.append(Look(step=self.step, loss=loss, **shares))
+
+    def save(self, path: Path) -> None:
+        """Write all that going on needs."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        if self._losses:
+            tensors["losses"] = torch.stack(self._losses)
+        known = {"cell": to_tagged(self.cell), "run": self.run, "step": self.step, "seconds": self.seconds}
+        looks = [asdict(look) for look in self.looks]
+        write_tensors(path, tensors, {"run": json.dumps({**known, "looks": looks})})
+
+    def restore(self, path: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            FileProblem: it is of another run, or of none.
+        """
+        known, tensors = _known(path), read_tensors(path, self.device)
+        if known.get("cell") != to_tagged(self.cell) or known.get("run") != list(self.run):
+            raise FileProblem(f"'{path}' is of another run than {self.run.name} of this cell: choose another folder")
+        self.model.load_state_dict(_part(tensors, "model"))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer").items():
+            index, _, moment = name.partition(".")
+            moments.setdefault(int(index), {})[moment] = tensor
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.step, self.seconds = known["step"], known["seconds"]
+        self.looks = [Look(**look) for look in known["looks"]]
+        self._losses = list(tensors["losses"]) if "losses" in tensors else []
+
+
+def go_on(cell: CellConfig, run: Run, folder: Path, device: torch.device, *, until: Callable[[], bool]) -> bool:
+    """Train until the run is done or time is up; what is left to do is in the folder then.
+
+    Args:
+        cell: the cell.
+        run: which of its runs.
+        folder: the run's, made if absent.
+        device: where to train.
+        until: asked after each step whether time is up.
+
+    Returns:
+        Whether it is done; its result is in the folder then, and what only going on needed is not.
+
+    Raises:
+        FileProblem: another process trains in the folder, or what is there is of another run.
+        UserError: the loss ran away.
+    """
+    with owned(folder / "lock", taken=f"another process trains in '{folder}'"):
+        if (folder / RESULT).exists():
+            return True
+        training = Training(cell, run, device)
+        if (folder / STATE).exists():
+            training.restore(folder / STATE)
+        saved = began = time.monotonic()
+        before = training.seconds
+        while not training.is_done:
+            training.learn()
+            now = time.monotonic()
+            training.seconds = before + now - began
+            is_over = until() and not training.is_done
+            if is_over or now - saved > _SAVE_SECONDS:
+                training.save(folder / STATE)
+                saved = now
+            if is_over:
+                return False
+        write_json(folder / RESULT, _result(training))
+        (folder / STATE).unlink(missing_ok=True)
+        return True
+
+
+def result_of(folder: Path) -> dict[str, Any] | None:
+    """What a run that is done came to."""
+    return read_json(folder / RESULT) if (folder / RESULT).exists() else None
+
+
+def steps_of(folder: Path) -> int:
+    """How many steps of a run that is not done are behind it."""
+    return _known(folder / STATE)["step"] if (folder / STATE).exists() else 0
+
+
+def _result(training: Training) -> dict[str, Any]:
+    cell = training.cell
+    tests = {
+        str(length): examined(training.model, replace(cell.task, length=length), cell.test_rows, first=_FIRST_TEST)
+        for length in sorted({cell.task.length, *cell.test_lengths})
+    }
+    return {
+        "learning_rate": training.run.learning_rate,
+        "seed": training.run.seed,
+        "steps": training.step,
+        "seconds": training.seconds,
+        "parameters": sum(training.model.num_parameters().values()),
+        "score": tests[str(cell.task.length)].tokens.value,
+        "tests": {length: asdict(found) for length, found in tests.items()},
+        "looks": [asdict(look) for look in training.looks],
+    }
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What a state's file says of its run."""
+    try:
+        return json.loads(read_metadata(path)["run"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise FileProblem(f"'{path}' is not the state of a run") from error
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {one.removeprefix(f"{name}."): tensor for one, tensor in tensors.items() if one.startswith(f"{name}.")}

@@ -1,0 +1,108 @@
+"""The paper's tables that are made again: what their cells are called, and how they are laid out and drawn.
+
+A cell's recipe is ``recipes/<table>/<cell>.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table as RichTable
+
+from selective_ssm import plots
+from selective_ssm.experiments.grid import Cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One of the paper's tables.
+
+    Args:
+        title: what it shows.
+        lengths: whether it is about other lengths than that which is learned.
+    """
+
+    title: str
+    lengths: bool
+
+
+TABLES = {
+    "table1": Table(title="Selective copying (Table 1): right answers in percent", lengths=False),
+    "table2": Table(title="Induction heads (Table 2): right answers in percent, by length", lengths=True),
+}
+
+
+def laid_out(table: Table, cells: Iterable[Cell]) -> RichTable:
+    """The cells beside the paper's figures; those that were not run are told as such."""
+    summaries = [(cell, cell.summary()) for cell in cells]
+    lengths = sorted({int(length) for _, one in summaries for length in one.get("tests", {})}) if table.lengths else []
+    made = RichTable(title=table.title, title_justify="left")
+    for name in ("cell", "paper", *map(str, lengths or ["ours", "whole rows"]), "rate", "steps", "minutes", "state"):
+        made.add_column(name, justify="left" if name in ("cell", "state") else "right")
+    for cell, summary in summaries:
+        tests = summary.get("tests", {})
+        if lengths:
+            shown = [_percent(tests.get(str(length), {}).get("tokens")) for length in lengths]
+        else:
+            own = tests.get(str(cell.config.task.length), {})
+            shown = [_percent(own.get("tokens")), _percent(own.get("sequences"))]
+        rate, paper = summary.get("learning rate"), cell.config.paper
+        minutes = sum(run["seconds"] for run in summary["runs"]) / 60
+        made.add_row(
+            cell.name,
+            "" if paper is None else f"{paper:g}",
+            *shown,
+            "" if rate is None else f"{rate:g}",
+            f"{cell.config.steps:,}",
+            f"{minutes:.1f}" if summary["runs"] else "",
+            _state(cell, summary),
+        )
+    return made
+
+
+def draw(table: Table, cells: Iterable[Cell], path: Path) -> None:
+    """Draw right answers over the length, or over the steps of training; cells that are not done are left out."""
+    figure, (axes,) = plots.panels()
+    for cell in cells:
+        summary = cell.summary()
+        if "tests" not in summary:
+            continue
+        points = _over_length(summary) if table.lengths else _over_steps(summary)
+        axes.plot(
+            [x for x, _ in points], [100 * y for _, y in points], marker="." if table.lengths else "", label=cell.name
+        )
+    axes.set(xlabel="length" if table.lengths else "steps", ylabel="right answers, %", ylim=(0, 101))
+    if table.lengths:
+        axes.set_xscale("log", base=2)
+    axes.grid(alpha=0.3)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
+    plots.save(figure, path)
+
+
+def _over_length(summary: Mapping[str, Any]) -> list[tuple[int, float]]:
+    return [(int(length), test["tokens"]["mean"]) for length, test in summary["tests"].items()]
+
+
+def _over_steps(summary: Mapping[str, Any]) -> list[tuple[int, float]]:
+    """The curve of the first seed at the learning rate that did best."""
+    run = next(one for one in summary["runs"] if one["learning_rate"] == summary["learning rate"] and not one["seed"])
+    return [(look["step"], look["tokens"]) for look in run["looks"]]
+
+
+def _percent(spread: Mapping[str, float] | None) -> str:
+    """The mean, and from where to where seeds go."""
+    if spread is None:
+        return ""
+    mean, least, most = (100 * spread[name] for name in ("mean", "least", "most"))
+    return f"{mean:.1f}" if f"{least:.1f}" == f"{most:.1f}" else f"{mean:.1f} ({least:.1f} to {most:.1f})"
+
+
+def _state(cell: Cell, summary: Mapping[str, Any]) -> str:
+    if "tests" in summary:
+        return "done"
+    done, steps = len(summary["runs"]), cell.steps()
+    return f"{done} runs done, {steps:,} steps of others" if done or steps else "not run"

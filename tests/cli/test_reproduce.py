@@ -1,0 +1,50 @@
+"""``selective-ssm reproduce``: every recipe for a few steps, interrupted and gone on with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from selective_ssm.cli import main
+from selective_ssm.files import read_json
+from selective_ssm.recipes import cell_path, cells
+
+TABLES = {
+    "table1": "task={kind: selective_copying, length: 24, vocab_size: 16, items: 4}",
+    "table2": "task={kind: induction_heads, length: 16, vocab_size: 16}",
+}
+QUICK = ["batch_size=2", "test_rows=2", "test_lengths=[32]", "learning_rates=[0.001]", "seeds=1"]
+CELLS = [(table, cell) for table in TABLES for cell in cells(table)]
+
+
+def words(table: str, cell: str, output: Path) -> list[str]:
+    settings = [word for setting in (*QUICK, TABLES[table]) for word in ("--set", setting)]
+    return ["reproduce", table, "--cell", cell, "--budget", "3", "--output", str(output), *settings]
+
+
+@pytest.mark.parametrize(("table", "cell"), CELLS)
+def test_every_recipe_runs(table: str, cell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cell_path(table, cell).read_text().startswith("# ")
+    assert main(words(table, cell, tmp_path)) == 0
+    told = capsys.readouterr().out
+    assert f"{cell} lr-0.001-seed-0:" in told
+    assert "done" in told
+    summary = read_json(tmp_path / table / f"{cell}.json")
+    assert summary["config"]["steps"] == 3
+    assert summary["versions"]["torch"]
+
+
+def test_runs_are_packed_and_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = words("table2", "mamba", tmp_path / "here")
+    assert main([*given, "--minutes", "1e-9"]) == 0
+    assert "not run" in capsys.readouterr().out
+    assert main([*given, "--pack", str(tmp_path / "left.tar.xz")]) == 0
+    assert "0 runs written" in capsys.readouterr().out
+    assert main([*given, "--unpack", str(tmp_path / "left.tar.xz")]) == 0
+    assert "0 runs taken" in capsys.readouterr().out
+
+
+def test_a_cell_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["reproduce", "table1", "--cell", "mamba-s7"]) == 2
+    assert "did you mean 'mamba-s6'" in capsys.readouterr().err
