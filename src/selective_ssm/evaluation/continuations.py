@@ -166,7 +166,8 @@ class _Scorer:
             ids += self._texts[one.first].ids[one.start : one.end]
             bounds.append(len(ids))
         self.tokens += len(ids)
-        logits_at, row = self._tensor([place for place, _, _ in predicted]).unique(return_inverse=True)
+        places = torch.tensor([place for place, _, _ in predicted], dtype=torch.int64)
+        logits_at, row = (one.to(self._device) for one in places.unique(return_inverse=True))
         output = self._model(
             self._tensor(ids)[None],
             state,

@@ -81,7 +81,7 @@ def evaluate_tasks(
         task.set_fewshot_seed(_FEWSHOT_SEED)
     # The harness would find standard errors of perplexities by resampling, in processes of its own.
     found = evaluator.evaluate(answers, loaded, limit=limit, bootstrap_iters=0)
-    paper = published(model.config)
+    paper = published(model.config) if data_dir is None else {}
     return [result for name in found["n-samples"] for result in _results(found, name, paper)]
 
 
