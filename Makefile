@@ -89,8 +89,9 @@ evaluate-zeroshot: native $(CHECKPOINT)
 	    --output benchmarks/results/cpu/wikitext.json
 
 $(NOVELS_MODEL):
-	$(BIN)/selective-ssm train --config tinyshakespeare_bytes --trainer.output $(dir $@) --trainer.max_steps 600 \
-	    --data.source $(SELECTIVE_SSM_DATA)/english_novels/english_novels.jsonl.xz
+	$(BIN)/selective-ssm train --config tinyshakespeare_bytes --model.d_model 128 --model.n_layer 4 \
+	    --data.source $(SELECTIVE_SSM_DATA)/english_novels/english_novels.jsonl.xz \
+	    --trainer.output $(patsubst %/last,%,$@) --trainer.max_steps 600
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py

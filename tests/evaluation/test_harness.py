@@ -43,10 +43,10 @@ class Pair(NamedTuple):
         return HFLM(AutoModelForCausalLM.from_pretrained(self.folder), tokenizer=text, **options)
 
 
-def pair_of(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> Pair:
-    """A model with some liking for some tokens. Transformers' has no padding beyond its vocabulary."""
+def pair_of(tokenizer: Tokenizer, folder: Path) -> Pair:
+    """A model that has learned nothing, but takes some tokens for far likelier than others."""
     torch.manual_seed(0)
-    model = LanguageModel(LanguageModelConfig(d_model=16, n_layer=1, vocab_size=vocab_size))
+    model = LanguageModel(LanguageModelConfig(d_model=16, n_layer=1, vocab_size=tokenizer.vocab_size))
     with torch.no_grad():
         model.embedding.weight.mul_(5)
     model.save_pretrained(folder, model_type="mamba")
@@ -67,12 +67,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Pair:
         show_progress=False,
     )
     backend.train_from_iterator([sys.copyright, __doc__ or "", *TEXTS, Path(__file__).read_text()], trainer)
-    return pair_of(TokenizersTokenizer(backend), 512, tmp_path_factory.mktemp("small"))
+    return pair_of(TokenizersTokenizer(backend), tmp_path_factory.mktemp("small"))
 
 
 def neox(data: Path, folder: Path) -> Pair:
     tokenizer = TokenizersTokenizer.from_file(data / "gpt_neox_tokenizer" / "20B_tokenizer.json")
-    return pair_of(tokenizer, 50280, folder)
+    return pair_of(tokenizer, folder)
 
 
 def all_of(lm: LM, tasks: list[Task]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from selective_ssm.errors import FileProblem, UserError
 from selective_ssm.evaluation.local_tasks import LOCAL_SETS, local_task
-from tests.evaluation.conftest import ROWS, WIKITEXT
+from tests.evaluation.rows import ROWS, WIKITEXT
 
 YAML = {
     "lambada_openai": "lambada/lambada_openai",

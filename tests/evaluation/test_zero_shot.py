@@ -20,7 +20,7 @@ from selective_ssm.errors import UserError
 from selective_ssm.evaluation import TaskResult, evaluate_tasks, zero_shot
 from selective_ssm.evaluation.local_tasks import LOCAL_SETS
 from selective_ssm.models import LanguageModel, LanguageModelConfig
-from tests.evaluation.conftest import ROWS, WIKITEXT
+from tests.evaluation.rows import ROWS, WIKITEXT
 
 BYTES = ByteTokenizer()
 
@@ -148,6 +148,13 @@ def test_names_that_are_no_task_are_refused(model: LanguageModel, tmp_path: Path
     file.write_text("task: own\ndataset_path: baber/piqa\ndoc_to_text: !function own.run\n")
     with pytest.raises(UserError, match="lm_eval has no task"):
         evaluate_tasks(model, BYTES, [str(file)])
+
+
+@pytest.mark.usefixtures("hub")
+def test_code_that_a_model_writes_is_not_run(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness_task.ConfigurableTask, "UNSAFE_CODE", True, raising=False)
+    with pytest.raises(UserError, match="the task 'piqa' runs code that a model has written"):
+        evaluate_tasks(model, BYTES, ["piqa"])
 
 
 def test_a_limit_is_at_least_one_row(model: LanguageModel, sets: Path) -> None:

@@ -88,7 +88,7 @@ def _print(result: Evaluation) -> None:
 
 def _tasks(options: Namespace, model: LanguageModel, tokenizer: Tokenizer) -> dict[str, Any]:
     settings = {name: options[name] for name in _OF_TASKS}
-    results = evaluate_tasks(model, tokenizer, options.tasks.split(","), **settings)
+    results = evaluate_tasks(model, tokenizer, [name.strip() for name in options.tasks.split(",")], **settings)
     rich.print(table([_row(result) for result in results], title=f"'{options.checkpoint}' by lm_eval"))
     del settings["data_dir"]  # that the rows are local is in the tasks' names
     return {"lm_eval": version("lm_eval"), "settings": settings, "results": [asdict(result) for result in results]}

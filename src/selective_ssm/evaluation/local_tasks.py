@@ -67,7 +67,7 @@ def _rows_with(*fields: str) -> Callable[[Path], Iterator[Mapping[str, Any]]]:
 
 def _pages(path: Path) -> Iterator[Mapping[str, Any]]:
     """The articles of a file of WikiText, each from its title on, as the harness's set has them."""
-    (text,) = (document.text.decode() for document in documents(path))
+    (text,) = (document.text.decode(errors="replace") for document in documents(path))
     page: list[str] = []
     for line in text.split("\n"):
         if _TITLE.fullmatch(line.strip()):

@@ -96,12 +96,16 @@ def _from_hub(tasks: Sequence[str]) -> TaskDict:
         if name not in manager.all_tasks:  # the harness would take a path too, of a file that may name code to run
             raise UserError(f"lm_eval has no task '{name}'{nearest(name, manager.all_tasks)}")
     try:
-        return manager.load(list(tasks))
+        loaded: TaskDict = manager.load(list(tasks))
     except OSError as error:
         raise UserError(
             f"the data of {', '.join(tasks)} cannot be had from the Hugging Face hub: connect to it, or name a folder "
             f"with local files by data_dir ({error})"
         ) from error
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False):
+            raise UserError(f"the task '{name}' runs code that a model has written, and that is not done here")
+    return loaded
 
 
 def _results(found: Mapping[str, Any], name: str, paper: Mapping[tuple[str, str], float]) -> Iterator[TaskResult]:
