@@ -9,7 +9,7 @@ CONSTRAINT := $(VENV)/torch.txt
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: .venv native check test test-slow test-sanitizers test-cuda soak bench-cuda bench-cpu demo clean FORCE
+.PHONY: .venv native check test test-slow test-sanitizers test-cuda soak bench-cuda bench-cpu evaluate-zeroshot demo clean FORCE
 
 .venv: $(INSTALLED)
 
@@ -77,6 +77,21 @@ bench-cpu: native
 	for subject in scan conv step model decode; do \
 	    $(BIN)/python -m selective_ssm bench $$subject --device cpu --peer transformers,mambapy || exit; \
 	done
+
+# The whole sets, from the folder that SELECTIVE_SSM_DATA names: for a small model of bytes, trained if absent, or CHECKPOINT.
+NOVELS_MODEL := runs/novels_bytes/last
+CHECKPOINT ?= $(NOVELS_MODEL)
+ZEROSHOT := lambada_openai,hellaswag,piqa,arc_easy,arc_challenge,winogrande
+evaluate-zeroshot: native $(CHECKPOINT)
+	$(BIN)/selective-ssm evaluate $(CHECKPOINT) --tasks $(ZEROSHOT) --data-dir $(SELECTIVE_SSM_DATA)/zeroshot \
+	    --output benchmarks/results/cpu/zeroshot.json
+	$(BIN)/selective-ssm evaluate $(CHECKPOINT) --tasks wikitext --data-dir $(SELECTIVE_SSM_DATA)/wikitext2_valid_test \
+	    --output benchmarks/results/cpu/wikitext.json
+
+$(NOVELS_MODEL):
+	$(BIN)/selective-ssm train --config tinyshakespeare_bytes --model.d_model 128 --model.n_layer 4 \
+	    --data.source $(SELECTIVE_SSM_DATA)/english_novels/english_novels.jsonl.xz \
+	    --trainer.output $(patsubst %/last,%,$@) --trainer.max_steps 600
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py

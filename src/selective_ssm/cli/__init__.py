@@ -22,7 +22,7 @@ from selective_ssm.errors import UserError, nearest
 
 VERBS = {
     "train": "train a language model as a recipe or a config file says",
-    "evaluate": "measure a checkpoint's loss, perplexity and bits per byte on whole documents",
+    "evaluate": "measure a checkpoint's perplexity on whole documents, or what it reaches in tasks of lm_eval",
     "generate": "write on from a prompt",
     "reproduce": "make the paper's tables of synthetic tasks again, run by run",
     "info": "show a checkpoint's or a preset's parameters, state and memory",

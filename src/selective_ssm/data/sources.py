@@ -68,6 +68,25 @@ def documents(source: str | Path, *, text_field: str = "text") -> Iterator[Docum
         raise UserError(f"'{source}' holds no text at all: name a file or folder with some text in it")
 
 
+def records(path: str | Path) -> Iterator[dict[str, Any]]:
+    r"""The objects of a file of JSON lines, packed as `documents` takes it or not, one at a time.
+
+    Raises:
+        UserError: the file is missing, unreadable or damaged, or a line is no JSON object.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.jsonl"
+        >>> _ = path.write_text('{"goal": "one"}\n{"goal": "two"}\n')
+        >>> [record["goal"] for record in records(path)]
+        ['one', 'two']
+    """
+    path = Path(path).expanduser()
+    with _opened(path) as file:
+        for number, line in _lines(file):
+            yield _object_of(line, f"{path}:{number}")
+
+
 def source_files(source: str | Path) -> dict[str, Path]:
     """The files that a source consists of, by the names that their documents take.
 
@@ -130,7 +149,7 @@ def _hint(path: Path) -> str:
 def _documents_of(name: str, path: Path, text_field: str) -> Iterator[Document]:
     suffix = path.suffix.lower()
     plain_name = path.stem if suffix in _OPENERS else path.name
-    with _reading(path), _OPENERS.get(suffix, open)(path, "rb") as file:
+    with _opened(path) as file:
         if plain_name.lower().endswith(".jsonl"):
             yield from _json_lines(name, path, file, text_field)
         else:
@@ -138,29 +157,39 @@ def _documents_of(name: str, path: Path, text_field: str) -> Iterator[Document]:
 
 
 @contextmanager
-def _reading(path: Path) -> Generator[None]:
-    """Say in words what is wrong with a file that cannot be read or unpacked."""
+def _opened(path: Path) -> Generator[IO[bytes]]:
+    """A file, unpacked as it is read; what is wrong where it cannot be read or unpacked is said in words."""
     try:
-        with in_words("read", path):
-            yield
+        with in_words("read", path), _OPENERS.get(path.suffix.lower(), open)(path, "rb") as file:
+            yield file
     except (EOFError, lzma.LZMAError, zlib.error) as error:
         raise FileProblem(f"'{path}' is truncated or no {path.suffix} file: {error}") from error
 
 
 def _json_lines(name: str, path: Path, file: IO[bytes], text_field: str) -> Iterator[Document]:
-    for number, line in enumerate(file, start=1):
-        if line.strip():
-            yield Document(f"{name}:{number}", _text_of(line, f"{path}:{number}", text_field))
+    for number, line in _lines(file):
+        place = f"{path}:{number}"
+        fields = _object_of(line, place, f"a JSON object with a field '{text_field}'")
+        yield Document(f"{name}:{number}", _text_of(fields, place, text_field))
 
 
-def _text_of(line: bytes, place: str, text_field: str) -> bytes:
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold something, and their numbers."""
+    return ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+
+
+def _object_of(line: bytes, place: str, expected: str = "a JSON object") -> dict[str, Any]:
     try:
         # Bytes that are no UTF-8 pass through JSON as lone surrogates and come back as they were.
-        fields = json.loads(line.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
+        found = json.loads(line.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not a JSON line: {error}") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{place} must be a JSON object with a field '{text_field}', got {type(fields).__name__}")
+    if not isinstance(found, dict):
+        raise UserError(f"{place} must be {expected}, got {type(found).__name__}")
+    return found
+
+
+def _text_of(fields: dict[str, Any], place: str, text_field: str) -> bytes:
     if text_field not in fields:
         raise UserError(
             f"{place} has no field '{text_field}'{nearest(text_field, fields)}: set the text field to the name of the "
