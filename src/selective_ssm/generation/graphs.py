@@ -78,7 +78,7 @@ class Steps:
     def __init__(self, model: LanguageModel, slots: Slots, *, uses_graphs: bool) -> None:
         self._model, self._slots, self._uses_graphs = model, slots, uses_graphs
         self._graphs: dict[tuple[int, Needs], Graph[tuple[Tensor, Tensor | None]]] = {}
-        self._made_from: list[tuple[int, int]] = []
+        self._made_from: list[object] = []
         self._pool: _POOL_HANDLE | None = None
 
     def __call__(self, rows: Tensor, needs: Needs) -> tuple[Tensor, Tensor | None]:
