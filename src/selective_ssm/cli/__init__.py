@@ -21,7 +21,8 @@ from typing import NoReturn, TextIO
 from selective_ssm.errors import UserError, nearest
 
 VERBS = {
-    "train": "train a language model as a recipe or a config file says",
+    "train": "train a language model, or adapters beside one, as a recipe or a config file says",
+    "merge": "add a checkpoint's LoRA adapters to its weights",
     "evaluate": "measure a checkpoint's loss, perplexity and bits per byte on whole documents",
     "generate": "write on from a prompt",
     "info": "show a checkpoint's or a preset's parameters, state and memory",
