@@ -261,6 +261,7 @@ def test_pefts_own_format_both_ways(kind: str, tmp_path: Path) -> None:
         ("ours, S4D", {"targets": ["x_proj"]}, "targets must be one of 'in_proj', 'out_proj'"),
         ("ours", {"targets": []}, "targets must be names of linear layers"),
         ("ours", {"targets": "in_proj"}, "targets must be names of linear layers"),
+        ("ours", {"alpha": float("nan")}, "alpha of adapters must be above 0"),
         ("ours", {"r": 0}, "rank r of adapters must be 1 or more, got 0"),
         ("transformers' Mamba", {"targets": ["in_proj", "dt_proj"]}, "'dt_proj' .* would get no gradient"),
         ("transformers' Mamba", {"targets": ["out_proj"]}, "'out_proj' .* PEFT takes none there"),
@@ -282,6 +283,8 @@ def test_adapters_are_put_in_once_and_into_models_that_are_known() -> None:
     add_lora(model)
     with pytest.raises(UserError, match="has adapters already"):
         add_lora(model)
+    with pytest.raises(UserError, match=r"get_base_model\(\)"):
+        merged(peft.PeftModel(ours(), peft.LoraConfig(target_modules=["in_proj"])))
     with pytest.raises(UserError, match="not into Sequential"):
         add_lora(nn.Sequential(nn.Linear(2, 2)))
 

@@ -30,6 +30,7 @@ _REFUSED = {
     "out_proj": "PEFT takes none there, since fused kernels read its weight past the module",
     "conv1d": "PEFT takes none there, since fused kernels read its weight past the module",
 }
+_NAME = "default"  # PEFT's, of adapters that nobody has given another
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
 _MORE_THAN_LORA = ("modules_to_save", "target_parameters", "trainable_token_indices")
@@ -41,7 +42,7 @@ def add_lora(model: nn.Module, *, r: int = 8, alpha: float = 16.0, targets: Sequ
 
     A layer that computed W x computes W x + alpha / r · B A x. A (r, inputs) is drawn by torch's generator, in fp32 at
     least, and B (outputs, r) is zero: the model computes at first what it did before. Everything that takes the model
-    takes it still; PEFT's own functions know the adapters by the name "default".
+    takes it still.
 
     Args:
         model: a `LanguageModel`, or transformers' Mamba or FalconMamba; it must have no adapters yet.
@@ -53,7 +54,7 @@ def add_lora(model: nn.Module, *, r: int = 8, alpha: float = 16.0, targets: Sequ
     Raises:
         MissingPackage: PEFT is not installed.
         UserError: a target is none of the model's, or an adapter there would come to nothing; there are adapters
-            already, or r is below 1.
+            already, r is below 1, or alpha not above 0.
 
     Source: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685), section 4.1.
 
@@ -66,6 +67,8 @@ def add_lora(model: nn.Module, *, r: int = 8, alpha: float = 16.0, targets: Sequ
     """
     if r < 1:
         raise UserError(f"the rank r of adapters must be 1 or more, got {r}")
+    if not 0 < alpha < float("inf"):
+        raise UserError(f"alpha of adapters must be above 0 and finite, got {alpha}")
     names = _checked_targets(model, targets)
     peft = require("peft", "peft")
     _inject(model, peft.LoraConfig(r=r, lora_alpha=alpha, target_modules=names))
@@ -85,13 +88,13 @@ def save_adapters(model: nn.Module, folder: str | Path) -> None:
         UserError: the model has no adapters.
     """
     peft = require("peft", "peft")
-    if not _has_adapters(model):
-        raise UserError("the model has no adapters to save")
+    if _NAME not in _configs(model):
+        raise UserError(f"the model has no adapters to save, or none by the name '{_NAME}'")
     weights = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     named = {_PREFIX + name: tensor.contiguous() for name, tensor in weights.items()}
     write_tensors(Path(folder) / _WEIGHTS, named, {"format": "pt"})
     with in_words("write", folder):
-        _configs(model)["default"].save_pretrained(str(folder))
+        _configs(model)[_NAME].save_pretrained(str(folder))
 
 
 def load_adapters(model: nn.Module, folder: str | Path, *, trainable: bool = False) -> None:
@@ -141,8 +144,10 @@ def merged(model: M) -> M:
         >>> torch.equal(merged(model)(ids).logits, before)  # nothing was learned yet
         True
     """
-    if not _has_adapters(model):
-        raise UserError("the model has no adapters to merge")
+    if not _configs(model):
+        raise UserError(
+            "the model has no adapters to merge; of PEFT's own PeftModel give what is in it, get_base_model()"
+        )
     copied = copy.deepcopy(model)
     _take_out(copied, merge=True)
     return copied.requires_grad_(True)
@@ -154,7 +159,7 @@ def _checked_targets(model: nn.Module, targets: Sequence[str] | None) -> list[st
     Raises:
         UserError: one of them cannot, or the model has adapters.
     """
-    if _has_adapters(model):
+    if _configs(model):
         raise UserError("the model has adapters already: merge them into its weights, or load the model anew")
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     if any(isinstance(module, LanguageModel) for module in model.modules()):
@@ -177,8 +182,8 @@ def _checked_targets(model: nn.Module, targets: Sequence[str] | None) -> list[st
 
 def _inject(model: nn.Module, config: Any) -> None:
     """Put new adapters into a model, in fp32 beside weights of bf16 or fp16."""
-    require("peft", "peft").inject_adapter_in_model(config, model)
-    require("peft.tuners.tuners_utils", "peft").cast_adapter_dtype(model, "default")
+    require("peft", "peft").inject_adapter_in_model(config, model, _NAME)
+    require("peft.tuners.tuners_utils", "peft").cast_adapter_dtype(model, _NAME)
 
 
 def _take_out(model: nn.Module, *, merge: bool) -> None:
@@ -208,13 +213,9 @@ def _adapted(model: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, kind))
 
 
-def _has_adapters(model: nn.Module) -> bool:
-    return bool(_configs(model))
-
-
 def _configs(model: nn.Module) -> Mapping[str, Any]:
     """PEFT's config of each adapter, by its name."""
-    return getattr(model, "peft_config", {})
+    return vars(model).get("peft_config", {})
 
 
 def _read_config(path: Path) -> Any:
