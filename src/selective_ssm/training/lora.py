@@ -19,14 +19,14 @@ class LoraConfig(Config):
     Args:
         r: rank of the adapters, the rows of A and the columns of B; 0 is none, and all weights are trained.
         alpha: how strongly they act.
-        targets: names of the linear layers that get them.
+        targets: names of the linear layers that get them; by default all: in_proj, x_proj, dt_proj, out_proj.
     """
 
     kind: ClassVar[str] = "lora"
 
     r: int = 0
     alpha: float = 16.0
-    targets: tuple[str, ...] = ("in_proj", "x_proj", "dt_proj", "out_proj")
+    targets: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.r < 0:
@@ -38,7 +38,7 @@ class LoraConfig(Config):
 class Adapters(Protocol):
     """What a module must offer to put adapters into models that train; `selective_ssm.interop.peft` is one."""
 
-    def add_lora(self, model: LanguageModel, *, r: int, alpha: float, targets: Sequence[str]) -> None:
+    def add_lora(self, model: LanguageModel, *, r: int, alpha: float, targets: Sequence[str] | None) -> None:
         """Let the model's weights stay as they are, and put adapters that are trained beside them, in place."""
         ...
 
