@@ -38,16 +38,24 @@ class Engine(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trailer(Config):
+    kind: ClassVar[str] = "trailer"
+    wheels: int
+    colour: str | None = "red"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Car(Config):
     kind: ClassVar[str] = "car"
     name: str
+    trailer: Trailer | None = None
     owner: str | None = None
     engine: Engine = Engine(power=70)
     parts: tuple[Part, ...] = (Wheel(),)
     range: tuple[int, int] = (1, 2)
 
 
-KINDS: dict[str, type[Config]] = {one.kind: one for one in (Wheel, Engine, Car)}
+KINDS: dict[str, type[Config]] = {one.kind: one for one in (Wheel, Engine, Trailer, Car)}
 
 
 def parsed(*words: str | Path) -> Car:
@@ -69,6 +77,16 @@ def test_a_file_is_read_and_every_key_can_be_overridden(tmp_path: Path) -> None:
     words = ("--name", "7", "--owner", "null", "--engine.power", "2", "--range", "[3, 4]")
     assert parsed("--config", path, *words, "--parts", '[{"kind": "wheel", "radius": 1e0}]') == expected
     assert parsed("--config", path, "--parts", "[{kind: wheel}, {kind: wheel}]") == from_file
+
+
+def test_a_section_that_may_be_null_is_null_until_something_is_said_of_it(tmp_path: Path) -> None:
+    assert parsed("--name", "a", "--trailer.wheels", "2") == Car(name="a", trailer=Trailer(wheels=2))
+    colourless = Car(name="a", trailer=Trailer(wheels=2, colour=None))
+    assert parsed("--name", "a", "--trailer.wheels", "2", "--trailer.colour", "null") == colourless
+    for car in (Car(name="a"), colourless):
+        write_json(tmp_path / "car.json", to_tagged(car))
+        assert parsed("--config", tmp_path / "car.json") == car
+    assert parsed("--config", tmp_path / "car.json", "--trailer.wheels", "4").trailer == Trailer(wheels=4, colour=None)
 
 
 def test_a_file_never_wins_over_an_option_wherever_it_stands(tmp_path: Path) -> None:
@@ -94,6 +112,11 @@ def test_a_saved_config_is_a_config_file(tmp_path: Path) -> None:
         (["--name", "a", "--engine.power", "1.5"], "engine.power: expected int, got '1.5'"),
         (["--name", "a", "--engine.fuel", "x"], "engine.fuel: expected one of 'petrol', 'none', got 'x'"),
         (["--name", "a", "--parts", "[{kind: weel}]"], "parts[0]: unknown kind 'weel' (did you mean 'wheel'?)"),
+        (["--name", "a", "--trailer.colour", "blue"], "trailer: the key 'wheels' of trailer is missing"),
+        (
+            ["--name", "a", "--trailer.wheel", "2"],
+            "unknown option '--trailer.wheel' (did you mean '--trailer.wheels'?)",
+        ),
         (["--name", "a", "--parts", "3"], "parts must be a list, got 3 (int)"),
         (["--name", "a", "--kind", "lorry"], "kind: expected one of 'car', got 'lorry'"),
         (["--name"], "argument --name: expected one argument"),

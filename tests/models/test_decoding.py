@@ -107,6 +107,17 @@ class Doubled(nn.Module):
         return 2 * self.inner(x)
 
 
+class Switch(nn.Module):
+    """As an adapter does that can be switched off: for now it hands through."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.is_on = inner, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.inner(x) if self.is_on else self.inner(x)
+
+
 def _replace_data(model: LanguageModel) -> None:
     model.backbone.layers[0].mixer.ssm.D.data = torch.randn(64)
 
@@ -186,6 +197,17 @@ def test_what_cannot_be_recorded_runs_as_ever() -> None:
     assert recordings(pair.model, pair.state) == 0
     with torch.autocast("cpu", torch.bfloat16):
         pair.step(3)
+
+
+def test_what_modules_of_others_may_change_is_not_recorded() -> None:
+    model = build()
+    mixer = model.backbone.layers[1].mixer
+    mixer.in_proj = Switch(mixer.in_proj)
+    pair = Pair(model)
+    pair.step(4)
+    mixer.in_proj.is_on = True
+    pair.step(4)
+    assert recordings(pair.model, pair.state) == 0
 
 
 def test_states_are_values() -> None:

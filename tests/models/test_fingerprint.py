@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selective_ssm.models.fingerprint import fingerprint, stamp
+from selective_ssm.models.fingerprint import fingerprint, of_others, stamp
 
 
 def of(tensor: Tensor) -> str:
@@ -66,3 +66,23 @@ def test_tensors_of_inference_mode_can_be_stamped() -> None:
     with torch.inference_mode():
         layer = nn.Linear(2, 2)
     assert len(stamp(layer)) == 2
+
+
+class Adapter(nn.Module):
+    """Of another library, in a linear layer's place, with settings beside its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.active, self.strength = nn.Linear(2, 2), ["default"], {"default": 2.0}
+
+
+def test_a_stamp_tells_of_the_settings_of_others_modules() -> None:
+    model = nn.Sequential(Adapter())
+    stamps = [stamp(model)]
+    model[0].strength["default"] = 1.0
+    stamps.append(stamp(model))
+    model[0].active.clear()
+    stamps.append(stamp(model))
+    assert stamps[2] == stamp(model)
+    assert len({repr(one) for one in stamps}) == 3
+    assert of_others(model.modules()) == [model[0]]

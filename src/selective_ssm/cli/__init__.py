@@ -21,7 +21,8 @@ from typing import NoReturn, TextIO
 from selective_ssm.errors import UserError, nearest
 
 VERBS = {
-    "train": "train a language model as a recipe or a config file says",
+    "train": "train a language model, or adapters beside one, as a recipe or a config file says",
+    "merge": "add a checkpoint's LoRA adapters to its weights",
     "evaluate": "measure a checkpoint's perplexity on whole documents, or what it reaches in tasks of lm_eval",
     "generate": "write on from a prompt",
     "reproduce": "make the paper's tables of synthetic tasks again, run by run",

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import yaml
@@ -47,17 +48,18 @@ class Parser(ArgumentParser):
         self.add_argument("--config", action=_ConfigFile, help="a file, or a recipe's name: " + ", ".join(recipes()))
         self._add_keys(config, default=None, prefix="")
 
-    def _add_keys(self, config: type[Config], default: Config | None, prefix: str) -> None:
+    def _add_keys(self, config: type[Config], default: Config | None, prefix: str, *, is_needed: bool = True) -> None:
         annotations = get_type_hints(config)
         explained = {one.arg_name: one.description for one in docstring_parser.parse(config.__doc__ or "").params}
         self.add_argument(f"--{prefix}kind", type=Literal[config.kind], default=config.kind, help=SUPPRESS)
         for field in fields(config):
             name, annotation = prefix + field.name, annotations[field.name]
             value = getattr(default, field.name) if default else field.default
-            if _is_section(annotation):
-                self._add_keys(annotation, value if isinstance(value, Config) else None, f"{name}.")
+            if section := _section(annotation):
+                needed = is_needed and annotation is section
+                self._add_keys(section, value if isinstance(value, Config) else None, f"{name}.", is_needed=needed)
                 continue
-            given = {"required": True} if value is MISSING else {"default": _plain(value)}
+            given = {"required": is_needed} if value is MISSING else {"default": _plain(value)}
             self.add_argument(f"--{name}", type=_option_type(annotation), help=explained.get(field.name), **given)
 
     def _sentence(self, message: str) -> str:
@@ -135,15 +137,33 @@ def config_from(options: Namespace, config: type[C], kinds: Mapping[str, type[Co
     Raises:
         UserError: a value is refused; the sentence names its place.
     """
-    keys = ("kind", *(field.name for field in fields(config)))
-    made = from_tagged({key: value for key, value in options.as_dict().items() if key in keys}, kinds)
+    made = from_tagged(_given(config, options.as_dict()), kinds)
     assert isinstance(made, config)
     return made
 
 
-def _is_section(annotation: Any) -> bool:
-    """Whether a field holds a config of one known class, so that each of its keys can be an option."""
-    return isinstance(annotation, type) and issubclass(annotation, Config) and hasattr(annotation, "kind")
+def _given(config: type[Config], options: dict[str, Any]) -> dict[str, Any]:
+    """A config's own keys among the options."""
+    annotations = get_type_hints(config)
+    given = {field.name: _said(annotations[field.name], options[field.name]) for field in fields(config)}
+    return {"kind": options["kind"], **given}
+
+
+def _said(annotation: Any, value: Any) -> Any:
+    """What a key holds: null for a section that may be null, and of which nothing but defaults is known."""
+    section = _section(annotation)
+    if section is None or section is annotation or value is None:
+        return value
+    given = {key: one for key, one in value.items() if one is not None or hasattr(section, key)}
+    return given if any(one != _plain(getattr(section, key, None)) for key, one in given.items()) else None
+
+
+def _section(annotation: Any) -> type[Config] | None:
+    """The config of one known class that a field holds, or may hold, so that each of its keys can be an option."""
+    is_union = get_origin(annotation) in (Union, UnionType)
+    found, *others = [one for one in get_args(annotation) if one is not type(None)] if is_union else [annotation]
+    is_config = not others and isinstance(found, type) and issubclass(found, Config)
+    return found if is_config and hasattr(found, "kind") else None
 
 
 def _option_type(annotation: Any) -> Any:

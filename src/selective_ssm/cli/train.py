@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from selective_ssm.cli.parser import config_from
+from selective_ssm.errors import require
+from selective_ssm.interop import peft
 from selective_ssm.training.config import KINDS, TrainConfig
 
 if TYPE_CHECKING:
@@ -21,10 +23,12 @@ def add_arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     """Train, or go on with a run that was interrupted."""
     config = config_from(options, TrainConfig, KINDS)
+    if config.lora.r:
+        require("peft", "peft")
     # Loads Lightning: seconds that a mistake in the config need not wait for.
     from selective_ssm.training.run import train
 
-    summary = train(config)
+    summary = train(config, adapters=peft)
     if summary.resumed_at and summary.resumed_at == summary.steps:
         print(
             f"the run in '{config.trainer.output}' is finished at step {summary.steps}: "

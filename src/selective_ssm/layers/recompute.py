@@ -31,4 +31,5 @@ def recomputing(module: nn.Module, what: Recompute, *arguments: Any, **options: 
         return module(*arguments, **options)
     selective = partial(create_selective_checkpoint_contexts, list(EXPENSIVE))
     context = selective if what == "selective" else noop_context_fn
-    return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=False, context_fn=context, **options)
+    draws = any(isinstance(one, nn.Dropout) for one in module.modules())  # an adapter's; mixers have none
+    return checkpoint(module, *arguments, use_reentrant=False, preserve_rng_state=draws, context_fn=context, **options)

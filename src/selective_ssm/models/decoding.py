@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 
 from selective_ssm.layers import State
+from selective_ssm.models.fingerprint import of_others
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops.recording import Recording, record
 
@@ -109,6 +110,7 @@ class _Sources:
 
     To look through them takes 50 µs, and several times that when the weights have driven all else out of the caches. So
     writes are looked for only where something was computed from what is written to; kernels read the rest where it is.
+    What modules of others do, such as adapters, may depend on settings of their own: there is nothing to look at.
     """
 
     def __init__(self, modules: Iterable[nn.Module], computed_from: Iterable[Tensor]) -> None:
@@ -126,7 +128,8 @@ class _Sources:
             global_hooks._global_forward_pre_hooks,
         ]
         self._computed_from = list(computed_from)
-        self._is_watchable = not any(self._hooks) and not any(one.is_inference() for one in self._computed_from)
+        of_inference = any(one.is_inference() for one in self._computed_from)
+        self._is_watchable = not (any(self._hooks) or of_inference or of_others(modules))
         self._contents = self._versions() if self._is_watchable else []
 
     def can_be_watched(self) -> bool:

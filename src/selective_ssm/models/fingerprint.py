@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from hashlib import blake2b
 
 import torch
@@ -48,11 +48,11 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def stamp(model: nn.Module) -> list[tuple[int, int]]:
+def stamp(model: nn.Module) -> list[object]:
     """Where a model's parameters and buffers lie, and how often each was written to: another list after a change.
 
     It is for one process and read in no time. Writes through ``.data``, and to tensors of inference mode, leave no
-    trace.
+    trace. Of modules by others it holds the settings too: an adapter may be switched off, or act more strongly.
 
     Example:
         >>> layer = nn.Linear(2, 2)
@@ -62,7 +62,28 @@ def stamp(model: nn.Module) -> list[tuple[int, int]]:
         False
     """
     weights = (*model.parameters(), *model.buffers())
-    return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
+    written = [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
+    settings = [repr(one) for module in of_others(model.modules()) for one in vars(module).values() if _is_plain(one)]
+    return [*written, *settings]
+
+
+def of_others(modules: Iterable[nn.Module]) -> list[nn.Module]:
+    """The modules that are neither torch's nor this library's: what they do may depend on more than tensors.
+
+    Example:
+        >>> of_others([nn.Linear(2, 2)])
+        []
+    """
+    return [one for one in modules if type(one).__module__.partition(".")[0] not in ("torch", "selective_ssm")]
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is made of numbers, texts and containers of such."""
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, (list, tuple, set)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _words(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from selective_ssm.models.backbone import Backbone
 from selective_ssm.models.config import LanguageModelConfig
 from selective_ssm.models.decoding import Decoder
 from selective_ssm.models.device import usable_device
+from selective_ssm.models.fingerprint import of_others
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops import checks, linear
 
@@ -226,8 +228,13 @@ class LanguageModel(nn.Module):
 
         Raises:
             FileProblem: the folder cannot be written to.
-            UserError: the format cannot express this model.
+            UserError: the format cannot express this model, or it has adapters, which are no part of it.
         """
+        for module in of_others(islice(self.modules(), 1, None)):
+            raise UserError(
+                f"the model has parts of another package ({type(module).__module__}), which its config does not tell "
+                "of: merge adapters into its weights first (selective_ssm.interop.peft.merged)"
+            )
         checkpoint.save(folder, self.config, self.state_dict(), model_type)
 
     @classmethod

@@ -5,7 +5,7 @@ Legend: slots, the batch axis of a state: one row a sequence.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -115,6 +115,11 @@ class ModelState:
         """All the memory there is: "position" and, by the name of its dtype, each buffer (slots, elements)."""
         named = {str(dtype).removeprefix("torch."): buffer for dtype, buffer in self._buffers.items()}
         return {"position": self.position, **named}
+
+    def of(self, tensors: Mapping[str, Tensor]) -> ModelState:
+        """The state in such memory, laid out as this one is: what `tensors` has taken apart, of any number of slots."""
+        named = {str(dtype).removeprefix("torch."): dtype for dtype in self._buffers}
+        return self._of({dtype: tensors[name] for name, dtype in named.items()}, self._places, tensors["position"])
 
     def select(self, rows: Tensor | Sequence[int]) -> ModelState:
         """A new state of the given slots, in that order and as often as each is named.

@@ -5,7 +5,8 @@ config, or being told of a mistake in it, should not wait for.
 """
 
 from selective_ssm.training.config import TrainConfig, TrainerConfig
+from selective_ssm.training.lora import LoraConfig
 from selective_ssm.training.optimizer import OptimizerConfig
 from selective_ssm.training.schedule import ScheduleConfig
 
-__all__ = ["OptimizerConfig", "ScheduleConfig", "TrainConfig", "TrainerConfig"]
+__all__ = ["LoraConfig", "OptimizerConfig", "ScheduleConfig", "TrainConfig", "TrainerConfig"]

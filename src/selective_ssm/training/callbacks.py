@@ -14,7 +14,8 @@ from selective_ssm.data import Document, Tokenizer
 from selective_ssm.evaluation import evaluate
 from selective_ssm.files import write_json
 from selective_ssm.tasks import bits_per_byte
-from selective_ssm.training.checkpoint import CONFIG_FILE, RESUME_FILE, RunFolder
+from selective_ssm.training.checkpoint import ADAPTER_FOLDER, CONFIG_FILE, RESUME_FILE, RunFolder
+from selective_ssm.training.lora import Adapters
 from selective_ssm.training.module import LanguageTraining, diverged
 from selective_ssm.training.progress import Progress
 from selective_ssm.training.signals import StopSignals
@@ -30,6 +31,7 @@ class StepEnd(Callback):
         bytes_per_token: of the training text, to tell its loss in bits a byte.
         signals: tells when the process was asked to stop.
         progress: shows how the run is going.
+        adapters: saves the model where it has adapters; None where it has none.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class StepEnd(Callback):
         bytes_per_token: float,
         signals: StopSignals,
         progress: Progress,
+        adapters: Adapters | None,
     ) -> None:
         self._folder = folder
         self._tokenizer = tokenizer
@@ -48,6 +51,7 @@ class StepEnd(Callback):
         self._bytes_per_token = bytes_per_token
         self._signals = signals
         self._progress = progress
+        self._adapters = adapters
         self._tokens_before = 0
         self._since = 0.0
 
@@ -113,7 +117,11 @@ class StepEnd(Callback):
         if not all(torch.isfinite(parameter).all() for parameter in module.kept_model.parameters()):
             raise diverged("a weight became infinite or NaN", step=trainer.global_step)
         with self._folder.checkpoint(trainer.global_step, best=best) as checkpoint:
-            module.kept_model.save_pretrained(checkpoint)
+            model = module.kept_model
+            if self._adapters is not None:
+                self._adapters.save_adapters(model, checkpoint / ADAPTER_FOLDER)
+                model = self._adapters.merged(model)
+            model.save_pretrained(checkpoint)
             self._tokenizer.save(checkpoint)
             write_json(checkpoint / CONFIG_FILE, to_tagged(module.config))
             trainer.save_checkpoint(checkpoint / RESUME_FILE)

@@ -24,6 +24,9 @@ RESUME_FILE = "trainer.pt"
 CONFIG_FILE = "train.json"
 """The whole run's config, in each checkpoint."""
 
+ADAPTER_FOLDER = "adapter"
+"""The adapters alone, in the checkpoint of a run that trains some; its model has them added into its weights."""
+
 
 class RunFolder:
     """The folder of one run, and where things lie in it.

@@ -11,6 +11,7 @@ from selective_ssm.data.config import DataConfig
 from selective_ssm.errors import UserError, choice
 from selective_ssm.layers.recompute import Recompute
 from selective_ssm.models import CONFIG_KINDS, LanguageModelConfig
+from selective_ssm.training.lora import LoraConfig
 from selective_ssm.training.optimizer import OptimizerConfig
 from selective_ssm.training.schedule import ScheduleConfig
 
@@ -83,6 +84,15 @@ class TrainerConfig(Config):
 class TrainConfig(Config):
     """One training run, whole: what a recipe fills.
 
+    Args:
+        model: the model to train from scratch; not where there is a base.
+        base: folder of a checkpoint, whose model is trained on.
+        lora: adapters to train in place of the base's weights.
+        data: what to train on; the tokenizer must be the base's.
+        trainer: how long, with what, and what to write down.
+        optimizer: how weights are changed.
+        schedule: how the learning rate moves.
+
     Example:
         >>> config = TrainConfig(
         ...     model=LanguageModelConfig(d_model=64, n_layer=2, vocab_size=257),
@@ -95,15 +105,23 @@ class TrainConfig(Config):
 
     kind: ClassVar[str] = "train"
 
-    model: LanguageModelConfig
+    model: LanguageModelConfig | None = None
+    base: str | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig
     trainer: TrainerConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
 
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.base is None):
+            raise UserError("give either model, what to train from scratch, or base, a checkpoint to start from")
+        if self.lora.r and self.base is None:
+            raise UserError("lora trains adapters beside weights that stay as they are: name their checkpoint as base")
+
 
 KINDS: Mapping[str, type[Config]] = {
     **CONFIG_KINDS,
-    **{one.kind: one for one in (TrainConfig, DataConfig, TrainerConfig, OptimizerConfig, ScheduleConfig)},
+    **{one.kind: one for one in (TrainConfig, DataConfig, TrainerConfig, OptimizerConfig, ScheduleConfig, LoraConfig)},
 }
 """Every config that a tagged `TrainConfig` may hold."""

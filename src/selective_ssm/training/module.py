@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from selective_ssm.data import Batch
 from selective_ssm.errors import UserError
 from selective_ssm.models import LanguageModel
+from selective_ssm.models.fingerprint import fingerprint
 from selective_ssm.tasks import next_token_loss
 from selective_ssm.training.config import TrainConfig
 from selective_ssm.training.optimizer import adamw
@@ -29,7 +30,7 @@ class LanguageTraining(LightningModule):
 
     The weights themselves are no part of the trainer's state: they lie beside it as the checkpoint's model, from which
     a resumed run builds the model that it hands in here. With an average, that one is the checkpoint's model, and both
-    sets of weights are kept in the state.
+    sets of weights are kept in the state. Weights that are not trained must be what they were.
 
     Args:
         model: the model to train, in fp32.
@@ -55,6 +56,8 @@ class LanguageTraining(LightningModule):
             self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.trainer.ema_decay))
             self.average.requires_grad_(False)
         self.strict_loading = self.average is not None
+        frozen = {name: one for name, one in model.named_parameters() if not one.requires_grad}
+        self._frozen = fingerprint(frozen)
         self._losses: list[Tensor] = []
         self._rng: dict[str, Any] | None = None
 
@@ -119,8 +122,14 @@ class LanguageTraining(LightningModule):
             checkpoint["state_dict"] = {}
         checkpoint["run"] = {name: getattr(self, name) for name in _KEPT}
         checkpoint["rng"] = rng_state()
+        checkpoint["frozen"] = self._frozen
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if checkpoint["frozen"] != self._frozen:
+            raise UserError(
+                "the base that this run trains adapters for is not what it was, so the run cannot go on: restore the "
+                "checkpoint that it began from, or choose another output folder"
+            )
         for name in _KEPT:
             setattr(self, name, checkpoint["run"][name])
         self._rng = checkpoint["rng"]

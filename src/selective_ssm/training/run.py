@@ -16,14 +16,15 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from selective_ssm.config import from_tagged, to_tagged
-from selective_ssm.data import TextBatches, Tokenizer, held_out_documents, tokenizer_from
+from selective_ssm.data import TextBatches, Tokenizer, held_out_documents, load_tokenizer, tokenizer_from
 from selective_ssm.errors import FileProblem, UserError, choice, require
 from selective_ssm.files import read_json
 from selective_ssm.models import LanguageModel
 from selective_ssm.training.callbacks import StepEnd
-from selective_ssm.training.checkpoint import CONFIG_FILE, RESUME_FILE, ResumeFile, RunFolder
+from selective_ssm.training.checkpoint import ADAPTER_FOLDER, CONFIG_FILE, RESUME_FILE, ResumeFile, RunFolder
 from selective_ssm.training.config import KINDS, TrainConfig, TrainerConfig
 from selective_ssm.training.data import ResumableBatches
+from selective_ssm.training.lora import Adapters
 from selective_ssm.training.metrics import CSVMetrics
 from selective_ssm.training.module import LanguageTraining
 from selective_ssm.training.progress import Progress
@@ -60,7 +61,9 @@ class TrainSummary:
     held_out_bits_per_byte: float | None
 
 
-def train(config: TrainConfig, *, resume: Literal["auto", "never"] = "auto") -> TrainSummary:
+def train(
+    config: TrainConfig, *, resume: Literal["auto", "never"] = "auto", adapters: Adapters | None = None
+) -> TrainSummary:
     """Train a language model; called again after an interruption, go on where the last checkpoint stands.
 
     A run that is bound by steps goes on exactly: on the CPU its losses are, bit for bit, those of a run that was never
@@ -68,10 +71,11 @@ def train(config: TrainConfig, *, resume: Literal["auto", "never"] = "auto") -> 
     that is under way, save, and then end the process as they usually do.
 
     Args:
-        config: the whole run. When it is resumed, model, data, optimizer, ``precision``, ``accumulate`` and
-            ``ema_decay`` must be what they were; how long, how often, on what device and how the learning rate moves
-            may change.
+        config: the whole run. When it is resumed, model, base, adapters, data, optimizer, ``precision``, ``accumulate``
+            and ``ema_decay`` must be what they were; how long, how often, on what device and how the learning rate
+            moves may change.
         resume: "auto" goes on if the output folder holds a run, "never" refuses such a folder.
+        adapters: what makes those that ``config.lora`` asks for: `selective_ssm.interop.peft`.
 
     Returns:
         A summary; the run's folder holds the checkpoints and the metrics.
@@ -84,19 +88,24 @@ def train(config: TrainConfig, *, resume: Literal["auto", "never"] = "auto") -> 
     """
     choice("resume", resume, ("auto", "never"))
     _check_device(config.trainer)
+    if config.lora.r and adapters is None:
+        raise UserError("the config asks for adapters: give train what makes them, adapters=selective_ssm.interop.peft")
     folder = RunFolder(config.trainer.output)
     with folder.alone():
-        return _train(config, folder, resume)
+        return _train(config, folder, resume, adapters if config.lora.r else None)
 
 
-def _train(config: TrainConfig, folder: RunFolder, resume: Literal["auto", "never"]) -> TrainSummary:
+def _train(
+    config: TrainConfig, folder: RunFolder, resume: Literal["auto", "never"], adapters: Adapters | None
+) -> TrainSummary:
     """Train in a folder that no other process trains in."""
     if folder.resumable:
         _check_resumption(config, folder, resume)
     step = folder.step
     seed_all(config.trainer.seed)
     tokenizer = tokenizer_from(config.data.tokenizer)
-    model = _model(config, folder, tokenizer)
+    model = _model(config, folder, adapters)
+    _check_tokenizer(tokenizer, model, config)
     batches = TextBatches(config.data)
     timer = Timer()
     module = LanguageTraining(model, config, timer)
@@ -108,6 +117,7 @@ def _train(config: TrainConfig, folder: RunFolder, resume: Literal["auto", "neve
         bytes_per_token=batches.bytes_per_token,
         signals=signals,
         progress=Progress(config.trainer.max_steps),
+        adapters=adapters,
     )
     loggers = _loggers(config.trainer, folder, step)
     with signals, _quiet_lightning():
@@ -133,14 +143,33 @@ def _train(config: TrainConfig, folder: RunFolder, resume: Literal["auto", "neve
     )
 
 
-def _model(config: TrainConfig, folder: RunFolder, tokenizer: Tokenizer) -> LanguageModel:
-    """The model of the last checkpoint, or a new one."""
-    if config.model.vocab_size < tokenizer.vocab_size:
+def _model(config: TrainConfig, folder: RunFolder, adapters: Adapters | None) -> LanguageModel:
+    """The model of the last checkpoint, else that of the base, else a new one; adapters stand beside the base."""
+    if adapters is None and folder.resumable:
+        return LanguageModel.from_pretrained(folder.last)
+    if config.base is None:
+        assert config.model is not None
+        return LanguageModel(config.model)
+    model = LanguageModel.from_pretrained(config.base, dtype=torch.float32)
+    if adapters is not None and folder.resumable:
+        adapters.load_adapters(model, folder.last / ADAPTER_FOLDER, trainable=True)
+    elif adapters is not None:
+        adapters.add_lora(model, r=config.lora.r, alpha=config.lora.alpha, targets=config.lora.targets)
+    return model
+
+
+def _check_tokenizer(tokenizer: Tokenizer, model: LanguageModel, config: TrainConfig) -> None:
+    """Refuse ids that the model does not know, or knows as other text."""
+    named = config.data.tokenizer
+    known = model.config.vocab_size
+    if known < tokenizer.vocab_size:
         raise UserError(
             f"model.vocab_size must be at least {tokenizer.vocab_size}, as many tokens as the tokenizer "
-            f"'{config.data.tokenizer}' has, got {config.model.vocab_size}"
+            f"'{named}' has, got {known}"
         )
-    return LanguageModel.from_pretrained(folder.last) if folder.resumable else LanguageModel(config.model)
+    learned = None if config.base is None else load_tokenizer(config.base)
+    if learned is not None and learned.identity != tokenizer.identity:
+        raise UserError(f"the tokenizer '{named}' is not the base's own: name that one, --data.tokenizer {config.base}")
 
 
 def _check_resumption(config: TrainConfig, folder: RunFolder, resume: str) -> None:
@@ -168,9 +197,10 @@ def _begun_with(path: Path) -> TrainConfig:
 
 def _fixed(config: TrainConfig) -> dict[str, Any]:
     """The settings that stay the same over a whole run, by their dotted names."""
-    parts = {"model": to_tagged(config.model), "optimizer": to_tagged(config.optimizer)}
+    parts = {name: to_tagged(one) for name in ("model", "lora", "optimizer") if (one := getattr(config, name))}
     parts["trainer"] = {name: getattr(config.trainer, name) for name in ("accumulate", "ema_decay", "precision")}
-    return {f"{part}.{key}": value for part, settings in parts.items() for key, value in settings.items()}
+    fixed = {f"{part}.{key}": value for part, settings in parts.items() for key, value in settings.items()}
+    return {"base": config.base, **fixed}
 
 
 def _check_device(config: TrainerConfig) -> None:
