@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from selective_ssm.layers import MambaConfig, Mixer, MixerConfig, MLPConfig, S4DConfig, S6Config, build_mixer
+from selective_ssm.layers import MambaConfig, Mixer, MixerConfig, MLPConfig, S4Config, S4DConfig, S6Config, build_mixer
 
 D_MODEL = 3  # odd, and the width of the block not a power of two
 
@@ -33,6 +33,8 @@ CASES: dict[str, MixerConfig] = {
     "s4d": MambaConfig(ssm=S4DConfig(d_state=8)),
     "s4d inv": MambaConfig(ssm=S4DConfig(d_state=8, a_init="inv", discretization="euler"), ssm_norm=True),
     "s4d real": MambaConfig(ssm=S4DConfig(d_state=4, a_init="real", skip=False)),
+    "s4": MambaConfig(ssm=S4Config(d_state=8)),
+    "s4 without a skip": MambaConfig(ssm=S4Config(d_state=2, skip=False), expand=1),
     "mlp": MLPConfig(multiple_of=8),
     "mlp of gpt": MLPConfig(expansion=4.0, multiple_of=1, gated=False, activation="gelu", bias=True),
 }

@@ -4,6 +4,7 @@ from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State
 from selective_ssm.layers.mlp import MLP, MLPConfig
 from selective_ssm.layers.norm import LayerNorm, RMSNorm
+from selective_ssm.layers.s4 import S4, S4Config
 from selective_ssm.layers.s4d import S4D, S4DConfig
 from selective_ssm.layers.s6 import S6, S6Config
 from selective_ssm.layers.ssm import InnerSSM, SSMConfig
@@ -14,6 +15,7 @@ __all__ = [
     "MIXERS",
     "SSMS",
     "MLP",
+    "S4",
     "S4D",
     "S6",
     "InnerSSM",
@@ -24,6 +26,7 @@ __all__ = [
     "Mixer",
     "MixerConfig",
     "RMSNorm",
+    "S4Config",
     "S4DConfig",
     "S6Config",
     "SSMConfig",
