@@ -47,3 +47,18 @@ def build(case: str, dtype: torch.dtype = torch.float64) -> Mixer:
         for parameter in mixer.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return mixer
+
+
+def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) -> int:
+    """Bytes of the state of one sequence.
+
+    `tokens` is the room it has where it grows, `activation` the size of a number in the model's dtype; what accumulates
+    over the length is in fp32.
+    """
+    match config:
+        case MambaConfig():
+            return config.expand * D_MODEL * ((config.d_conv - 1) * activation + config.ssm.d_state * 4)
+        case MLPConfig():
+            return 0
+        case _:
+            raise NotImplementedError(f"what does a state of {config.kind} take?")
