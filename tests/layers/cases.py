@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from selective_ssm.layers import MambaConfig, Mixer, MixerConfig, MLPConfig, S4Config, S4DConfig, S6Config, build_mixer
+from selective_ssm.layers import (
+    H3Config,
+    MambaConfig,
+    Mixer,
+    MixerConfig,
+    MLPConfig,
+    PlainConfig,
+    S4Config,
+    S4DConfig,
+    S6Config,
+    ShiftConfig,
+    SSMConfig,
+    build_mixer,
+)
 
 D_MODEL = 3  # odd, and the width of the block not a power of two
 
@@ -35,6 +48,11 @@ CASES: dict[str, MixerConfig] = {
     "s4d real": MambaConfig(ssm=S4DConfig(d_state=4, a_init="real", skip=False)),
     "s4": MambaConfig(ssm=S4Config(d_state=8)),
     "s4 without a skip": MambaConfig(ssm=S4Config(d_state=2, skip=False), expand=1),
+    "h3": H3Config(d_shift=4, ssm=S4DConfig(d_state=8)),
+    "h3 around s6": H3Config(d_shift=1, ssm=S6Config(d_state=4), bias=False),
+    "plain": PlainConfig(ssm=S4Config(d_state=4)),
+    "plain around s6": PlainConfig(expand=2, d_conv=4, bias=False, ssm=S6Config(d_state=4)),
+    "shift": PlainConfig(ssm=ShiftConfig(d_state=5)),
     "mlp": MLPConfig(multiple_of=8),
     "mlp of gpt": MLPConfig(expansion=4.0, multiple_of=1, gated=False, activation="gelu", bias=True),
 }
@@ -56,9 +74,23 @@ def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) ->
     over the length is in fp32.
     """
     match config:
-        case MambaConfig():
-            return config.expand * D_MODEL * ((config.d_conv - 1) * activation + config.ssm.d_state * 4)
+        case MambaConfig() | PlainConfig():
+            history = ((config.d_conv or 1) - 1) * activation
+            return config.expand * D_MODEL * (history + _ssm_bytes(config.ssm, tokens, activation))
+        case H3Config():
+            return D_MODEL * ((config.d_shift - 1) * activation + _ssm_bytes(config.ssm, tokens, activation))
         case MLPConfig():
             return 0
+        case _:
+            raise NotImplementedError(f"what does a state of {config.kind} take?")
+
+
+def _ssm_bytes(config: SSMConfig, tokens: int, activation: int) -> int:
+    """Of one channel."""
+    match config:
+        case S6Config() | S4DConfig() | S4Config():
+            return config.d_state * 4
+        case ShiftConfig():
+            return (config.d_state - 1) * activation
         case _:
             raise NotImplementedError(f"what does a state of {config.kind} take?")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from selective_ssm.config import from_tagged, to_tagged
 from selective_ssm.errors import UserError
-from selective_ssm.layers import KINDS, MIXERS, SSMS, MambaConfig, Mixer, State, build_mixer
+from selective_ssm.layers import KINDS, MIXERS, SSMS, H3Config, MambaConfig, Mixer, PlainConfig, State, build_mixer
 from selective_ssm.ops import dispatch
 from tests.layers.cases import CASES, D_MODEL, build, state_bytes
 from tests.tolerance import assert_close_to_float64
@@ -84,7 +84,8 @@ def assert_same_states(actual: State | None, expected: State | None) -> None:
 
 def test_every_kind_sits_the_exam() -> None:
     examined = {config.kind for config in CASES.values()}
-    inside = {config.ssm.kind for config in CASES.values() if isinstance(config, MambaConfig)}
+    blocks = (MambaConfig, H3Config, PlainConfig)
+    inside = {config.ssm.kind for config in CASES.values() if isinstance(config, blocks)}
     assert examined == set(MIXERS)
     assert inside == set(SSMS)
 

@@ -1,16 +1,20 @@
 """Modules that act on a sequence: mixers, one residual branch each, and the inner SSMs that stand inside blocks."""
 
+from selective_ssm.layers.h3 import H3, H3Config
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State
 from selective_ssm.layers.mlp import MLP, MLPConfig
 from selective_ssm.layers.norm import LayerNorm, RMSNorm
+from selective_ssm.layers.plain import Plain, PlainConfig
 from selective_ssm.layers.s4 import S4, S4Config
 from selective_ssm.layers.s4d import S4D, S4DConfig
 from selective_ssm.layers.s6 import S6, S6Config
+from selective_ssm.layers.shift import Shift, ShiftConfig
 from selective_ssm.layers.ssm import InnerSSM, SSMConfig
 from selective_ssm.layers.table import KINDS, MIXERS, SSMS, build_mixer
 
 __all__ = [
+    "H3",
     "KINDS",
     "MIXERS",
     "SSMS",
@@ -18,6 +22,7 @@ __all__ = [
     "S4",
     "S4D",
     "S6",
+    "H3Config",
     "InnerSSM",
     "LayerNorm",
     "MLPConfig",
@@ -26,10 +31,14 @@ __all__ = [
     "Mixer",
     "MixerConfig",
     "RMSNorm",
+    "Plain",
+    "PlainConfig",
     "S4Config",
     "S4DConfig",
     "S6Config",
     "SSMConfig",
+    "Shift",
+    "ShiftConfig",
     "State",
     "build_mixer",
 ]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from selective_ssm.config import Config
+from selective_ssm.layers.h3 import H3, H3Config
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig
 from selective_ssm.layers.mlp import MLP, MLPConfig
+from selective_ssm.layers.plain import Plain, PlainConfig
 from selective_ssm.layers.ssm_table import SSMS
 
 MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
     "mamba": (MambaConfig, Mamba),
+    "h3": (H3Config, H3),
+    "plain": (PlainConfig, Plain),
     "mlp": (MLPConfig, MLP),
 }
 
