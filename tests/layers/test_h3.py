@@ -22,7 +22,7 @@ from selective_ssm.layers import (
 
 
 def test_h3_is_a_shift_and_a_diagonal_ssm_between_two_products() -> None:
-    """Section 3.1 of the paper, with matrices: the shift A moves states down by one, B = e_1; the other A is diagonal."""
+    """Section 3.1 of the paper, with matrices: the shift moves its state down by one, e_1 lets the input in."""
     width, memory = 3, 4
     block = H3(H3Config(d_shift=memory, ssm=S4DConfig(d_state=6)), d_model=width).double()
     x = torch.randn(20, width, dtype=torch.float64)
