@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from selective_ssm.layers import MambaConfig, Mixer, MixerConfig, MLPConfig, S4DConfig, S6Config, build_mixer
+from selective_ssm.layers import (
+    AttentionConfig,
+    MambaConfig,
+    Mixer,
+    MixerConfig,
+    MLPConfig,
+    S4DConfig,
+    S6Config,
+    build_mixer,
+)
 
 D_MODEL = 3  # odd, and the width of the block not a power of two
 
@@ -35,6 +44,10 @@ CASES: dict[str, MixerConfig] = {
     "s4d real": MambaConfig(ssm=S4DConfig(d_state=4, a_init="real", skip=False)),
     "mlp": MLPConfig(multiple_of=8),
     "mlp of gpt": MLPConfig(expansion=4.0, multiple_of=1, gated=False, activation="gelu", bias=True),
+    "attention": AttentionConfig(n_heads=3),
+    "attention with biases": AttentionConfig(n_heads=2, head_dim=5, bias=True),
+    "grouped attention, rope": AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=2, positions="rope"),
+    "multi-query attention, xpos": AttentionConfig(n_heads=2, n_kv_heads=1, head_dim=4, positions="xpos"),
 }
 
 
@@ -58,5 +71,7 @@ def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) ->
             return config.expand * D_MODEL * ((config.d_conv - 1) * activation + config.ssm.d_state * 4)
         case MLPConfig():
             return 0
+        case AttentionConfig():
+            return 2 * tokens * (config.n_kv_heads or config.n_heads) * config.width(D_MODEL) * activation + 8
         case _:
             raise NotImplementedError(f"what does a state of {config.kind} take?")

@@ -1,5 +1,6 @@
 """Modules that act on a sequence: mixers, one residual branch each, and the inner SSMs that stand inside blocks."""
 
+from selective_ssm.layers.attention import Attention, AttentionConfig
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State
 from selective_ssm.layers.mlp import MLP, MLPConfig
@@ -16,6 +17,8 @@ __all__ = [
     "MLP",
     "S4D",
     "S6",
+    "Attention",
+    "AttentionConfig",
     "InnerSSM",
     "LayerNorm",
     "MLPConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from selective_ssm.config import Config
+from selective_ssm.layers.attention import Attention, AttentionConfig
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig
 from selective_ssm.layers.mlp import MLP, MLPConfig
@@ -10,6 +11,7 @@ from selective_ssm.layers.ssm_table import SSMS
 
 MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
     "mamba": (MambaConfig, Mamba),
+    "attention": (AttentionConfig, Attention),
     "mlp": (MLPConfig, MLP),
 }
 
