@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from selective_ssm.layers import (
+    AttentionConfig,
     H3Config,
     MambaConfig,
     Mixer,
@@ -55,6 +56,10 @@ CASES: dict[str, MixerConfig] = {
     "shift": PlainConfig(ssm=ShiftConfig(d_state=5)),
     "mlp": MLPConfig(multiple_of=8),
     "mlp of gpt": MLPConfig(expansion=4.0, multiple_of=1, gated=False, activation="gelu", bias=True),
+    "attention": AttentionConfig(n_heads=3),
+    "attention with biases": AttentionConfig(n_heads=2, head_dim=5, bias=True),
+    "grouped attention, rope": AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=2, positions="rope"),
+    "multi-query attention, xpos": AttentionConfig(n_heads=2, n_kv_heads=1, head_dim=4, positions="xpos"),
 }
 
 
@@ -81,6 +86,8 @@ def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) ->
             return D_MODEL * ((config.d_shift - 1) * activation + _ssm_bytes(config.ssm, tokens, activation))
         case MLPConfig():
             return 0
+        case AttentionConfig():
+            return 2 * tokens * (config.n_kv_heads or config.n_heads) * config.width(D_MODEL) * activation + 8
         case _:
             raise NotImplementedError(f"what does a state of {config.kind} take?")
 

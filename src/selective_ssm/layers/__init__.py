@@ -1,5 +1,6 @@
 """Modules that act on a sequence: mixers, one residual branch each, and the inner SSMs that stand inside blocks."""
 
+from selective_ssm.layers.attention import Attention, AttentionConfig
 from selective_ssm.layers.h3 import H3, H3Config
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State
@@ -23,6 +24,8 @@ __all__ = [
     "S4D",
     "S6",
     "H3Config",
+    "Attention",
+    "AttentionConfig",
     "InnerSSM",
     "LayerNorm",
     "MLPConfig",

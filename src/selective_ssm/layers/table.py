@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from selective_ssm.config import Config
+from selective_ssm.layers.attention import Attention, AttentionConfig
 from selective_ssm.layers.h3 import H3, H3Config
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig
@@ -14,6 +15,7 @@ MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
     "mamba": (MambaConfig, Mamba),
     "h3": (H3Config, H3),
     "plain": (PlainConfig, Plain),
+    "attention": (AttentionConfig, Attention),
     "mlp": (MLPConfig, MLP),
 }
 

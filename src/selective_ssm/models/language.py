@@ -23,6 +23,7 @@ from selective_ssm.models.decoding import Decoder
 from selective_ssm.models.device import usable_device
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops import checks, linear
+from selective_ssm.ops.sequences import token_positions
 
 
 class LanguageModelOutput(NamedTuple):
@@ -103,7 +104,7 @@ class LanguageModel(nn.Module):
         before = self._positions_before(ids, state, cu_seqlens)
         x = self._embed(ids)
         if self.positions is not None:
-            x = x + self._embed_positions(self.positions, _token_positions(before, ids.shape[1], cu_seqlens))
+            x = x + self._embed_positions(self.positions, token_positions(before, ids.shape[1], cu_seqlens, ids.device))
         layers = None if state is None else state.layers
         x, ends = self.backbone(x, layers, cu_seqlens=cu_seqlens, return_state=return_state)
         logits = self._logits(x if logits_at is None else x[:, logits_at])
@@ -303,15 +304,6 @@ class LanguageModel(nn.Module):
             return state.position
         sequences = ids.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         return torch.zeros(sequences, dtype=torch.int64, device=ids.device)
-
-
-def _token_positions(before: Tensor, length: int, cu_seqlens: Tensor | None) -> Tensor:
-    """The position of each token in its own text, (B, L)."""
-    steps = torch.arange(length, device=before.device)
-    if cu_seqlens is None:
-        return before[:, None] + steps
-    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), steps, right=True)
-    return (steps - cu_seqlens[sequence] + before[sequence])[None]
 
 
 def _size(module: nn.Module) -> int:
