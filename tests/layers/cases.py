@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from selective_ssm.layers import (
     AttentionConfig,
     H3Config,
+    HyenaConfig,
+    HyenaFilterConfig,
     MambaConfig,
     Mixer,
     MixerConfig,
@@ -21,6 +25,8 @@ from selective_ssm.layers import (
 )
 
 D_MODEL = 3  # odd, and the width of the block not a power of two
+
+_FILTER = HyenaFilterConfig(filter_length=40, bands=2, hidden=4, depth=3, sine_frequency=1.0)
 
 
 def _around(**ssm: object) -> MambaConfig:
@@ -54,6 +60,10 @@ CASES: dict[str, MixerConfig] = {
     "plain": PlainConfig(ssm=S4Config(d_state=4)),
     "plain around s6": PlainConfig(expand=2, d_conv=4, bias=False, ssm=S6Config(d_state=4)),
     "shift": PlainConfig(ssm=ShiftConfig(d_state=5)),
+    "hyena filter": MambaConfig(ssm=_FILTER, expand=1),
+    "hyena filter without a skip": H3Config(d_shift=2, ssm=replace(_FILTER, skip=False)),
+    "hyena": HyenaConfig(filter=_FILTER),
+    "hyena of order 3": HyenaConfig(order=3, d_conv=1, filter=_FILTER, bias=False),
     "mlp": MLPConfig(multiple_of=8),
     "mlp of gpt": MLPConfig(expansion=4.0, multiple_of=1, gated=False, activation="gelu", bias=True),
     "attention": AttentionConfig(n_heads=3),
@@ -80,10 +90,15 @@ def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) ->
     """
     match config:
         case MambaConfig() | PlainConfig():
-            history = ((config.d_conv or 1) - 1) * activation
-            return config.expand * D_MODEL * (history + _ssm_bytes(config.ssm, tokens, activation))
+            width = config.expand * D_MODEL
+            history = width * ((config.d_conv or 1) - 1) * activation
+            return history + _ssm_bytes(config.ssm, width, tokens, activation)
         case H3Config():
-            return D_MODEL * ((config.d_shift - 1) * activation + _ssm_bytes(config.ssm, tokens, activation))
+            history = D_MODEL * (config.d_shift - 1) * activation
+            return history + _ssm_bytes(config.ssm, D_MODEL, tokens, activation)
+        case HyenaConfig():
+            history = (config.order + 1) * D_MODEL * (config.d_conv - 1) * activation
+            return history + config.order * _ssm_bytes(config.filter, D_MODEL, tokens, activation)
         case MLPConfig():
             return 0
         case AttentionConfig():
@@ -92,12 +107,13 @@ def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) ->
             raise NotImplementedError(f"what does a state of {config.kind} take?")
 
 
-def _ssm_bytes(config: SSMConfig, tokens: int, activation: int) -> int:
-    """Of one channel."""
+def _ssm_bytes(config: SSMConfig, width: int, tokens: int, activation: int) -> int:
     match config:
         case S6Config() | S4DConfig() | S4Config():
-            return config.d_state * 4
+            return width * config.d_state * 4
         case ShiftConfig():
-            return (config.d_state - 1) * activation
+            return width * (config.d_state - 1) * activation
+        case HyenaFilterConfig():
+            return width * tokens * activation + 8
         case _:
             raise NotImplementedError(f"what does a state of {config.kind} take?")

@@ -10,6 +10,7 @@ from selective_ssm.errors import UserError
 from selective_ssm.layers import (
     H3,
     H3Config,
+    HyenaFilterConfig,
     MambaConfig,
     MixerConfig,
     PlainConfig,
@@ -48,7 +49,7 @@ def test_h3_is_a_shift_and_a_diagonal_ssm_between_two_products() -> None:
 
 
 @pytest.mark.parametrize("block", [H3Config, MambaConfig, PlainConfig])
-@pytest.mark.parametrize("ssm", [S4Config(d_state=4), S4DConfig(d_state=4), S6Config(d_state=4)])
+@pytest.mark.parametrize("ssm", [S4Config(d_state=4), S4DConfig(d_state=4), HyenaFilterConfig(), S6Config(d_state=4)])
 def test_blocks_and_ssms_compose(block: type[MixerConfig], ssm: SSMConfig) -> None:
     """Each of the paper's Table 1 is a config; a prompt and a step from its state are one longer prompt."""
     mixer = build_mixer(block(ssm=ssm), 4).double()

@@ -2,6 +2,8 @@
 
 from selective_ssm.layers.attention import Attention, AttentionConfig
 from selective_ssm.layers.h3 import H3, H3Config
+from selective_ssm.layers.hyena import Hyena, HyenaConfig
+from selective_ssm.layers.hyena_filter import HyenaFilter, HyenaFilterConfig
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State
 from selective_ssm.layers.mlp import MLP, MLPConfig
@@ -26,6 +28,10 @@ __all__ = [
     "H3Config",
     "Attention",
     "AttentionConfig",
+    "Hyena",
+    "HyenaConfig",
+    "HyenaFilter",
+    "HyenaFilterConfig",
     "InnerSSM",
     "LayerNorm",
     "MLPConfig",

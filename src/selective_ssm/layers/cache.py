@@ -80,6 +80,13 @@ class Reading:
         """(S, T, …) -> (B, L, …): undoes `spread`."""
         return x if self.row is None else x[self.row, self.position][None]
 
+    def among(self, x: Tensor) -> Tensor:
+        """(S, C, …) -> (B, L, …): what stands where `extend` puts the tokens that are read."""
+        if self.row is None:
+            row = torch.arange(len(x), device=x.device)[:, None]
+            return x[row, self.before[:, None] + self.position]
+        return x[self.row, self.before[self.row] + self.position][None]
+
     def extend(self, cache: Tensor | None, x: Tensor) -> Tensor:
         """The cache (S, C, …) with x (B, L, …) after what it holds, and with room for that at least; a new tensor."""
         if cache is None:

@@ -1,6 +1,6 @@
 """Convolutions as long as the sequence, by FFT, and packs as padded rows: what time-invariant SSMs share.
 
-Legend: B batch, L length, D channels, H inputs of history, S sequences in a pack, R rows of a bucket, T their length.
+Legend: B batch, L length, D channels, S sequences in a pack, R rows of a bucket, T their length.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from selective_ssm.layers.mixer import State
+from selective_ssm.ops import checks
 
 
-def causal_convolution(x: Tensor, kernel: Tensor, history: Tensor | None = None) -> Tensor:
-    """y_t = sum_j K_j x_{t - j}, where what came before the first token is the history, or nothing.
+def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
+    """y_t = sum_j K_j x_{t - j}, with nothing before the first token.
 
     Args:
         x: (B, L, D) fp32 or float64.
-        kernel: (D, H + L) of x's dtype.
-        history: (B, H, D), the last H inputs before x, oldest first.
+        kernel: (D, L) of x's dtype.
 
     Returns:
         y (B, L, D).
@@ -28,17 +28,13 @@ def causal_convolution(x: Tensor, kernel: Tensor, history: Tensor | None = None)
         >>> x, kernel = torch.ones(1, 3, 1), torch.tensor([[1.0, 10.0, 100.0]])
         >>> causal_convolution(x, kernel)[0, :, 0].round().tolist()
         [1.0, 11.0, 111.0]
-        >>> causal_convolution(x[:, 1:], kernel, x[:, :1])[0, :, 0].round().tolist()
-        [11.0, 111.0]
     """
     length = x.shape[1]
     if length == 0:
         return x
-    inputs = x if history is None else torch.cat([history, x], 1)
-    known = inputs.shape[1] - length
-    size = _fast_size(known + 2 * length)  # what wraps around falls on the history's outputs, which nobody asks for
-    spectrum = torch.fft.rfft(inputs, n=size, dim=1) * torch.fft.rfft(kernel.T, n=size, dim=0)
-    return torch.fft.irfft(spectrum, n=size, dim=1)[:, known : known + length]
+    size = _fast_size(2 * length)  # so long that nothing wraps around
+    spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel.T, n=size, dim=0)
+    return torch.fft.irfft(spectrum, n=size, dim=1)[:, :length]
 
 
 def _fast_size(least: int) -> int:
@@ -91,7 +87,11 @@ def run_packed(
 
     Returns:
         y (1, L, D), and the states or None.
+
+    Raises:
+        ValueError, TypeError: boundaries that are none.
     """
+    checks.cu_seqlens(cu_seqlens, *x.shape[:2])
     starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
     buckets: dict[int, list[int]] = {}
     for sequence, length in enumerate(lengths.tolist()):

@@ -20,7 +20,7 @@ from selective_ssm.layers.dplr import DPLR, pair_dot, raised
 from selective_ssm.layers.long_conv import causal_convolution, latest_first, run_packed
 from selective_ssm.layers.mixer import State, in_float32
 from selective_ssm.layers.ssm import InnerSSM, SSMConfig
-from selective_ssm.ops.slots import step_in_slots
+from selective_ssm.ops.slots import Slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,16 +153,10 @@ class S4(InnerSSM):
         self, x: Tensor, z: Tensor | None, state: State, *, state_indices: Tensor | None = None
     ) -> tuple[Tensor, State]:
         system, drive = self._system()
-        wide = in_float32(x)
-
-        def advance(h: Tensor, x: Tensor) -> Tensor:
-            h.copy_(system.advance(h, drive * x[..., None]))
-            return pair_dot(system.C, h)
-
-        if state_indices is None:
-            y = advance(state[0], wide)
-        else:
-            y = step_in_slots(state[0], state_indices, wide, lambda held, rows: advance(held, wide[rows]))
+        wide, slots = in_float32(x), Slots.named(state_indices, len(x), state[0])
+        h = system.advance(slots.take(state[0]), drive * wide[..., None])
+        slots.put(state[0], h)
+        y = pair_dot(system.C, h)
         y = (y if self.D is None else y + self.D * wide).to(x.dtype)
         return (y if z is None else y * F.silu(z)), state
 
