@@ -110,7 +110,11 @@ class DPLR:
         """
         weights = torch.cat([products.real, (products * self.rates.conj()).real]).permute(1, 2, 0)
         step = max(1, _AT_ONCE // self.rates.numel())
-        run = partial(checkpoint, _cauchy_sums, use_reentrant=False) if len(omega) > step else _cauchy_sums
+        run = (
+            partial(checkpoint, _cauchy_sums, use_reentrant=False, preserve_rng_state=False)
+            if len(omega) > step
+            else _cauchy_sums
+        )
         with torch.autocast(self.dt.device.type, enabled=False):
             pieces = [run(weights, self.rates, self.dt, some) for some in omega.split(step)]
         return torch.cat(pieces, 1).permute(2, 0, 1)
@@ -153,11 +157,14 @@ def _cauchy_sums(weights: Tensor, rates: Tensor, dt: Tensor, omega: Tensor) -> T
 
 
 def raised(powers: Sequence[Tensor], h: Tensor, exponents: Tensor | int) -> Tensor:
-    """Ā^e h for states h as pairs (R, D, 2 N) and exponents e, one or one a row, given Ā, Ā², Ā⁴, …."""
-    bits = torch.as_tensor(exponents, device=h.device)[..., None, None]
+    """Ā^e h for states h as pairs (R, D, 2 N) and an exponent e, one for all or one a row, given Ā, Ā², Ā⁴, …."""
     with torch.autocast(h.device.type, enabled=False):
         for place, power in enumerate(powers):
-            h = torch.where((bits >> place) % 2 == 1, _apply(power, h), h)
+            bit = exponents >> place & 1
+            if isinstance(bit, Tensor):
+                h = torch.where(bit[:, None, None] == 1, _apply(power, h), h)
+            elif bit:
+                h = _apply(power, h)
     return h
 
 
