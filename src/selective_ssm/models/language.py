@@ -155,7 +155,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def step(self, ids: Tensor, state: ModelState, *, state_indices: Tensor | None = None) -> LanguageModelOutput:
-        """Read one token a row, in time and memory that do not depend on what came before.
+        """Read one token a row, in time and memory that do not depend on what came before where no state grows.
 
         No gradients are recorded, as the state is updated in place; `forward` from a state has them.
 
@@ -168,7 +168,7 @@ class LanguageModel(nn.Module):
             logits (B, V) after the token, and the state.
 
         Raises:
-            UserError: ids that do not fit the model or the state.
+            UserError: ids that do not fit the model or the state, or no room for a token in a state that grows.
             ValueError, TypeError: state_indices that do not name a slot of its own for each row.
         """
         if ids.ndim != 1:
@@ -194,7 +194,11 @@ class LanguageModel(nn.Module):
         return LanguageModelOutput(logits, state)
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
-        """The state before the first token of `batch` sequences; `max_length` is for mixers whose state grows."""
+        """The state before the first token of `batch` sequences.
+
+        `max_length` is the room, in tokens, where a mixer's state grows; by default there is none, and only `forward`
+        and its kin make more.
+        """
         weight = self.embedding.weight
         layers = [
             layer.mixer.init_state(batch, weight.device, weight.dtype, max_length) for layer in self.backbone.layers
