@@ -73,7 +73,7 @@ class HyenaFilter(InnerSSM):
     `init_state` makes room for max_length tokens (none by default), and `forward` as much as its tokens need; `step`
     refuses a row that has none, as `Attention` does.
 
-    Source: Poli et al., "Hyena Hierarchy" (arXiv 2302.10866), section 3.3, equation 7, and appendix D.3.
+    Source: Poli et al., "Hyena Hierarchy" (arXiv 2302.10866), section 3.3, equation 7.
 
     Example:
         >>> long = HyenaFilter(HyenaFilterConfig(), width=6, d_model=3)
