@@ -16,7 +16,7 @@ from torch import Tensor
 
 from selective_ssm.errors import UserError, choice
 from selective_ssm.layers.checks import require_positive
-from selective_ssm.layers.mixer import State, in_float32
+from selective_ssm.layers.mixer import State, in_float32, without_autocast
 from selective_ssm.layers.ssm import SSMConfig
 
 
@@ -95,7 +95,7 @@ def sums_of_powers(weights: Tensor, rates: Tensor, length: int) -> Tensor:
     """
     starts, inside = _powers(rates, length)
     from_start = as_pairs((weights[..., None, :] * starts).conj_physical())
-    with torch.autocast(rates.device.type, enabled=False):
+    with without_autocast(rates.device):
         sums = torch.einsum("...dmn,dtn->...dmt", from_start, as_pairs(inside)).flatten(-2)[..., :length]
     return 2 * sums if rates.is_complex() else sums
 
@@ -113,7 +113,7 @@ def weighted_by_powers(x: Tensor, rates: Tensor) -> Tensor:
     starts, inside = _powers(rates, x.shape[1])
     blocks, size = starts.shape[1], inside.shape[1]
     x = F.pad(x, (0, 0, 0, blocks * size - x.shape[1])).unflatten(1, (blocks, size))
-    with torch.autocast(rates.device.type, enabled=False):
+    with without_autocast(rates.device):
         sums = torch.einsum("bmtd,dtn->bdmn", x, as_pairs(inside))
     return ((pairs_as_complex(sums) if rates.is_complex() else sums) * starts).sum(2)
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from selective_ssm.layers.diagonal import as_pairs, pairs_as_complex
+from selective_ssm.layers.mixer import without_autocast
 
 _AT_ONCE = 1 << 24
 """Numbers of a Cauchy matrix that are in memory together."""
@@ -65,7 +66,7 @@ class DPLR:
         basis = pairs_as_complex(torch.eye(size, dtype=self.dt.dtype, device=self.dt.device))
         columns = self.advance(basis[:, None].expand(-1, *self.rates.shape))
         powers = [as_pairs(columns).permute(1, 2, 0)]
-        with torch.autocast(self.dt.device.type, enabled=False):
+        with without_autocast(self.dt.device):
             while 1 << len(powers) <= length:
                 powers.append(powers[-1] @ powers[-1])
         return powers
@@ -115,7 +116,7 @@ class DPLR:
             if len(omega) > step
             else _cauchy_sums
         )
-        with torch.autocast(self.dt.device.type, enabled=False):
+        with without_autocast(self.dt.device):
             pieces = [run(weights, self.rates, self.dt, some) for some in omega.split(step)]
         return torch.cat(pieces, 1).permute(2, 0, 1)
 
@@ -134,7 +135,7 @@ class DPLR:
         """
         vectors = as_pairs(self._solve(drive))[None]
         doublings = min(len(powers) - 1, (2 * self.rates.shape[1] - 1).bit_length())
-        with torch.autocast(self.dt.device.type, enabled=False):
+        with without_autocast(self.dt.device):
             for power in powers[:doublings]:  # Ā^l B̄ for l < T, (T, D, 2 N)
                 vectors = torch.cat([vectors, _apply(power, vectors)])
             size = len(vectors)
@@ -158,7 +159,7 @@ def _cauchy_sums(weights: Tensor, rates: Tensor, dt: Tensor, omega: Tensor) -> T
 
 def raised(powers: Sequence[Tensor], h: Tensor, exponents: Tensor | int) -> Tensor:
     """Ā^e h for states h as pairs (R, D, 2 N) and an exponent e, one for all or one a row, given Ā, Ā², Ā⁴, …."""
-    with torch.autocast(h.device.type, enabled=False):
+    with without_autocast(h.device):
         for place, power in enumerate(powers):
             bit = exponents >> place & 1
             if isinstance(bit, Tensor):

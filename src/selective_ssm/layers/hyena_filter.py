@@ -18,7 +18,7 @@ from selective_ssm.layers.cache import Reading, append, empty_cache
 from selective_ssm.layers.checks import require_positive
 from selective_ssm.layers.linear import Linear
 from selective_ssm.layers.long_conv import causal_convolution, run_packed
-from selective_ssm.layers.mixer import State, in_float32, reset_linear
+from selective_ssm.layers.mixer import State, in_float32, reset_linear, without_autocast
 from selective_ssm.layers.ssm import InnerSSM, SSMConfig
 from selective_ssm.ops import checks
 from selective_ssm.ops.slots import Slots
@@ -145,7 +145,7 @@ class HyenaFilter(InnerSSM):
         t = torch.arange(length, device=device, dtype=torch.float64)[:, None] / self.config.filter_length
         phases = 2 * math.pi * t * torch.arange(self.config.bands, device=device)
         hidden = torch.cat([t, phases.cos(), phases.sin()], 1).to(dtype)
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             for linear in self.mlp[:-1]:
                 hidden = torch.sin(self.frequency * linear(hidden))
             shape = in_float32(self.mlp[-1](hidden))
