@@ -22,6 +22,13 @@ def test_the_largest_preset_takes_no_time(capsys: pytest.CaptureFixture[str]) ->
     assert "5.54 GB" in shown
 
 
+def test_a_state_that_grows_is_told_by_the_token(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "transformer-125m"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "104 bytes, and 73,728 a token" in shown  # keys and values of 12 layers, 768 wide, in fp32
+    assert "104 bytes, and 36,864 a token" in shown
+
+
 def test_a_checkpoint_is_described_part_by_part(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = LanguageModel.from_pretrained(checkpoint)
     assert main(["info", str(checkpoint)]) == 0

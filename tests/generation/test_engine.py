@@ -20,6 +20,7 @@ from selective_ssm.errors import UserError
 from selective_ssm.generation import Bookmark, Engine, QueueFull, Request, Sampling
 from selective_ssm.generation.digest import START, extend
 from selective_ssm.generation.slots import Slots
+from selective_ssm.layers import AttentionConfig, MambaConfig
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 from tests.generation.oracle import shared_model, untrained_model, written_alone
 
@@ -570,13 +571,8 @@ def test_a_tokenizer_with_more_ids_than_the_model_knows_is_refused() -> None:
         Engine(model, BYTES)
 
 
-def test_a_model_whose_state_grows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = untrained_model()
-    mixer = model.backbone.layers[0].mixer
-
-    def growing(batch: int, device: torch.device, dtype: torch.dtype, max_length: int | None = None) -> Any:
-        return (torch.zeros(batch, max_length or 0, 4, device=device, dtype=dtype),)
-
-    monkeypatch.setattr(mixer, "init_state", growing)
+def test_a_model_whose_state_grows_is_refused() -> None:
+    pattern = (MambaConfig(), AttentionConfig(n_heads=2))
+    model = LanguageModel(LanguageModelConfig(d_model=8, n_layer=2, vocab_size=16, pattern=pattern))
     with pytest.raises(UserError, match="state grows with the text"):
         Engine(model)

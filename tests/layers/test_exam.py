@@ -13,22 +13,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from selective_ssm.config import from_tagged, to_tagged
-from selective_ssm.layers import (
-    KINDS,
-    MIXERS,
-    SSMS,
-    MambaConfig,
-    Mixer,
-    RWKVChannelConfig,
-    RWKVConfig,
-    State,
-    build_mixer,
-)
+from selective_ssm.errors import UserError
+from selective_ssm.layers import KINDS, MIXERS, SSMS, H3Config, MambaConfig, Mixer, PlainConfig, State, build_mixer
 from selective_ssm.ops import dispatch
-from tests.layers.cases import CASES, D_MODEL, build
+from tests.layers.cases import CASES, D_MODEL, build, state_bytes
 from tests.tolerance import assert_close_to_float64
 
+ROOM = 32  # tokens, for states that grow
+
 every_case = pytest.mark.parametrize("case", CASES)
+
+
+def grows(case: str) -> bool:
+    """Whether a state is larger with room for more tokens."""
+    nowhere = torch.device("meta")
+    with nowhere:
+        mixer = build_mixer(CASES[case], D_MODEL)
+    little, much = (mixer.init_state(1, nowhere, torch.float32, max_length) for max_length in (1, ROOM))
+    return nbytes(little) != nbytes(much)
+
+
+def nbytes(state: State) -> int:
+    return sum(part.nbytes for part in state)
+
+
+every_growing_case = pytest.mark.parametrize("case", [case for case in CASES if grows(case)])
+every_constant_case = pytest.mark.parametrize("case", [case for case in CASES if not grows(case)])
 
 
 def random_input(batch: int, length: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -36,14 +46,18 @@ def random_input(batch: int, length: int, dtype: torch.dtype = torch.float64) ->
 
 
 def random_state(mixer: Mixer, batch: int) -> State:
-    """After some tokens."""
-    _, state = mixer(random_input(batch, 4), return_state=True)
-    return tuple(part.detach() for part in state)
+    """What a random text leaves behind, of another length in each row and with room for more."""
+    lengths = [2 + 3 * row % 5 for row in range(batch)]
+    empty = mixer.init_state(batch, torch.device("cpu"), torch.float64, max_length=ROOM)
+    with torch.no_grad():
+        cu_seqlens = torch.tensor([0, *lengths]).cumsum(0)
+        _, state = mixer(random_input(1, sum(lengths)), empty, cu_seqlens=cu_seqlens, return_state=True)
+    return state
 
 
 def by_steps(mixer: Mixer, x: Tensor, state: State | None = None) -> tuple[Tensor, State]:
     if state is None:
-        state = mixer.init_state(x.shape[0], x.device, x.dtype)
+        state = mixer.init_state(x.shape[0], x.device, x.dtype, max_length=x.shape[1])
     state = tuple(part.clone() for part in state)
     ys = []
     with torch.no_grad():
@@ -70,7 +84,8 @@ def assert_same_states(actual: State | None, expected: State | None) -> None:
 
 def test_every_kind_sits_the_exam() -> None:
     examined = {config.kind for config in CASES.values()}
-    inside = {config.ssm.kind for config in CASES.values() if isinstance(config, MambaConfig)}
+    blocks = (MambaConfig, H3Config, PlainConfig)
+    inside = {config.ssm.kind for config in CASES.values() if isinstance(config, blocks)}
     assert examined == set(MIXERS)
     assert inside == set(SSMS)
 
@@ -131,16 +146,24 @@ def test_a_later_input_never_moves_an_earlier_output(case: str) -> None:
     assert not torch.allclose(y_moved[:, 7:], y[:, 7:])
 
 
+def measured(state: State) -> list[Tensor]:
+    return [part for part in state if part.is_floating_point() or part.is_complex()]
+
+
 def gradients(mixer: Mixer, x: Tensor, before: State, cuts: Sequence[int]) -> list[Tensor]:
-    """Of a weighted sum of output and end state: for the input, the state it starts from, and every parameter."""
-    leaves = [x, *before, *mixer.parameters()]
+    """Of a weighted sum of output and end state: for the input, the state it starts from, and every parameter.
+
+    What counts, such as a length, has no gradient.
+    """
+    leaves = [x, *measured(before), *mixer.parameters()]
     for leaf in leaves:
         leaf.requires_grad_()
     ys, state = [], before
     for piece in x.split(list(cuts), dim=1):
         y, state = mixer(piece, state, return_state=True)
         ys.append(y)
-    results = [torch.cat(ys, 1), *(torch.view_as_real(part) if part.is_complex() else part for part in state)]
+    parts = (torch.view_as_real(part) if part.is_complex() else part for part in measured(state))
+    results = [torch.cat(ys, 1), *parts]
     total = torch.stack([(part * torch.linspace(-1, 1, part.numel()).view_as(part)).sum() for part in results]).sum()
     return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
 
@@ -184,20 +207,38 @@ def test_forward_leaves_its_state_untouched(case: str) -> None:
     assert all(torch.equal(part, copied) for part, copied in zip(before, kept, strict=True))
 
 
-@every_case
+@every_constant_case
 def test_the_state_has_the_same_size_whatever_the_length(case: str) -> None:
     mixer, config = build(case, torch.float32), CASES[case]
-    expected = 0
-    if isinstance(config, MambaConfig):
-        expected = config.expand * D_MODEL * (config.d_conv - 1 + config.ssm.d_state) * 4
-    elif isinstance(config, RWKVConfig | RWKVChannelConfig):
-        expected = D_MODEL * (4 if isinstance(config, RWKVConfig) else 1) * 4
     start = mixer.init_state(3, torch.device("cpu"), torch.float32, max_length=7)
     _, end = mixer(random_input(3, 50, torch.float32), return_state=True)
-    for state in (start, end):
-        assert sum(part.nbytes for part in state) == 3 * expected
+    assert nbytes(start) == nbytes(end) == 3 * state_bytes(config)
     low = mixer.init_state(3, torch.device("cpu"), torch.bfloat16)
-    assert all(part.dtype in (torch.float32, torch.complex64) for part in low[1:])
+    assert nbytes(low) == 3 * state_bytes(config, activation=2)
+
+
+@every_growing_case
+def test_a_state_that_grows_has_the_room_that_is_asked_for_or_read(case: str) -> None:
+    mixer, config = build(case, torch.float32), CASES[case]
+    start = mixer.init_state(3, torch.device("cpu"), torch.float32, max_length=7)
+    assert nbytes(start) == 3 * state_bytes(config, tokens=7)
+    for read, room in ((3, 7), (50, 50)):
+        _, end = mixer(random_input(3, read, torch.float32), start, return_state=True)
+        assert nbytes(end) == 3 * state_bytes(config, tokens=room)
+    low = mixer.init_state(3, torch.device("cpu"), torch.bfloat16, max_length=7)
+    assert nbytes(low) == 3 * state_bytes(config, tokens=7, activation=2)
+    none = mixer.init_state(3, torch.device("cpu"), torch.float32)
+    assert nbytes(none) == 3 * state_bytes(config)
+
+
+@every_growing_case
+def test_a_step_is_refused_where_there_is_no_room(case: str) -> None:
+    mixer, x = build(case), random_input(2, 3)
+    by_steps(mixer, x[:, :2])
+    with pytest.raises(UserError, match="max_length"):
+        by_steps(mixer, x, mixer.init_state(2, x.device, x.dtype, max_length=2))
+    with pytest.raises(UserError, match="max_length"):
+        by_steps(mixer, x, mixer.init_state(2, x.device, x.dtype))
 
 
 @every_case

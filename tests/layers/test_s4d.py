@@ -20,12 +20,21 @@ CONFIGS = [
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.a_init} {config.discretization}")
 @pytest.mark.parametrize("length", [1, 2, 63, 200])
 def test_convolution_is_recurrence(config: S4DConfig, length: int) -> None:
+    """From nothing and from a state; the recurrence is the scan's own, token by token."""
     s4d = S4D(config, width=5, d_model=5).double()
     x, z = torch.randn(2, 2, length, 5, dtype=torch.float64)
-    convolved, none = s4d(x, z)
-    recurred, _ = s4d(x, z, return_state=True)
+    start = torch.randn_like(s4d.init_state(2, x.device, x.dtype)[0])
+    for before in (torch.zeros_like(start), start):
+        y, end = s4d(x, z, (before,), return_state=True)
+        state = (before.clone(),)
+        with torch.no_grad():
+            steps = [s4d.step(x[:, t], z[:, t], state)[0] for t in range(length)]
+        recurred = torch.stack(steps, 1)
+        assert (y - recurred).abs().max() <= 1e-9 * recurred.abs().max()
+        assert (end[0] - state[0]).abs().max() <= 1e-9 * state[0].abs().max()
+    stateless, none = s4d(x, z)
     assert none is None
-    assert (convolved - recurred).abs().max() <= 1e-9 * recurred.abs().max()
+    torch.testing.assert_close(stateless, s4d(x, z, (torch.zeros_like(start),))[0])
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.a_init} {config.discretization}")

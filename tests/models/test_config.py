@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -85,6 +86,30 @@ def test_the_presets_have_the_released_numbers_of_parameters(name: str, total: i
         parts = LanguageModel(preset(name)).num_parameters()
     assert sum(parts.values()) == total
     assert set(parts) == {"embedding", "mamba", "norms"}
+
+
+@pytest.mark.parametrize(
+    ("name", "plain", "plus"),
+    [
+        ("125m", 125_243_904, 123_568_896),
+        ("350m", 355_895_296, 359_818_240),
+        ("760m", 760_335_360, 756_782_592),
+        ("1.3b", 1_315_770_368, 1_317_324_800),
+    ],
+)
+def test_the_transformers_have_the_sizes_they_are_called_by(name: str, plain: int, plus: int) -> None:
+    for kind, total, parts in (
+        ("transformer", plain, {"embedding", "positions", "attention", "mlp", "norms"}),
+        ("transformer++", plus, {"embedding", "attention", "mlp", "norms"}),
+    ):
+        counts = LanguageModel.outline(preset(f"{kind}-{name}")).num_parameters()
+        assert sum(counts.values()) == total
+        assert set(counts) == parts
+
+
+def test_the_smallest_transformer_is_gpt_2_but_for_vocabulary_and_positions() -> None:
+    theirs = replace(preset("transformer-125m"), vocab_size=50257, pad_vocab_multiple=1, max_positions=1024)
+    assert sum(LanguageModel.outline(theirs).num_parameters().values()) == 124_439_808  # as released
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selective_ssm.errors import UserError
-from selective_ssm.layers import MambaConfig, MLPConfig, S4DConfig, S6Config
+from selective_ssm.layers import AttentionConfig, MambaConfig, MLPConfig, S4DConfig, S6Config
 from selective_ssm.layers.recompute import Recompute
 from selective_ssm.models import LanguageModel, LanguageModelConfig, ModelState
 from selective_ssm.ops.selective_scan import reference
@@ -25,8 +27,20 @@ HYBRID = LanguageModelConfig(
     tie_embeddings=False,
     max_positions=64,
 )
+WITH_ATTENTION = LanguageModelConfig(
+    d_model=6,
+    n_layer=3,
+    vocab_size=13,
+    pattern=(
+        AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=4, positions="rope"),
+        MambaConfig(ssm=S6Config(d_state=4)),
+        AttentionConfig(n_heads=3, positions="xpos"),
+    ),
+)
 MEMORYLESS = LanguageModelConfig(d_model=6, n_layer=1, vocab_size=13, pattern=(MLPConfig(multiple_of=8),))
-every_model = pytest.mark.parametrize("config", [MAMBA, HYBRID, MEMORYLESS], ids=["mamba", "hybrid", "memoryless"])
+MODELS = {"mamba": MAMBA, "hybrid": HYBRID, "with attention": WITH_ATTENTION, "memoryless": MEMORYLESS}
+every_model = pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
+ROOM = 16  # tokens, where states grow
 
 
 def build(config: LanguageModelConfig) -> LanguageModel:
@@ -67,7 +81,7 @@ def test_forward_is_as_many_steps(config: LanguageModelConfig) -> None:
 def test_what_is_read_for_the_state_alone_is_the_state(config: LanguageModelConfig) -> None:
     model, ids = build(config), some_ids(config, 1, 9)
     cuts = torch.tensor([0, 4, 4, 9])
-    before = model.read(some_ids(config, 3, 5))
+    before = model.read(some_ids(config, 3, 5), model.init_state(3, ROOM))
     packed = model.read(ids, before, cu_seqlens=cuts)
     assert_same_states(packed, model(ids, before, cu_seqlens=cuts, return_state=True).state)
     assert_same_states(model.read(ids), model.prefill(ids).state)
@@ -91,7 +105,7 @@ def test_chunks_and_prefill_are_one_pass(config: LanguageModelConfig) -> None:
 def test_packed_texts_are_separate_ones(config: LanguageModelConfig, dtype: torch.dtype) -> None:
     model = build(config)
     lengths = [4, 0, 7, 1]
-    _, before = model(some_ids(config, 4, 3), return_state=True)
+    before = model.read(some_ids(config, 4, 3), model.init_state(4, ROOM))
     ids, cu_seqlens = some_ids(config, 1, sum(lengths)), torch.tensor([0, 4, 4, 11, 12], dtype=dtype)
     logits, end = model(ids, before, cu_seqlens=cu_seqlens, return_state=True)
     last, _ = model.prefill(ids, before, cu_seqlens=cu_seqlens)
@@ -111,7 +125,7 @@ def test_packed_texts_are_separate_ones(config: LanguageModelConfig, dtype: torc
 @every_model
 def test_steps_use_the_slots_they_name(config: LanguageModelConfig) -> None:
     model, ids = build(config), some_ids(config, 3, 1)[:, 0]
-    _, slots = model(some_ids(config, 4, 3), return_state=True)
+    slots = model.read(some_ids(config, 4, 3), model.init_state(4, ROOM))
     with torch.no_grad():
         slots = slots.clone()
         kept = slots.clone()
@@ -120,6 +134,29 @@ def test_steps_use_the_slots_they_name(config: LanguageModelConfig) -> None:
     assert_same(logits[[0, 2]], expected)
     assert_same_states(slots.select([3, 1]), after)
     assert_same_states(slots.select([0, 2]), kept.select([0, 2]))
+
+
+def test_a_prompt_and_steps_after_it_where_the_state_grows(tmp_path: Path) -> None:
+    """Read into room that was made, gone on from a chosen slot, a copy and a file; and refused past the room."""
+    model, ids = build(WITH_ATTENTION), some_ids(WITH_ATTENTION, 2, 12)
+    whole = model(ids).logits
+    state = model.prefill(ids[:, :7], model.init_state(2, max_length=10)).state
+    with torch.no_grad():
+        state = state.clone()
+        _, state = model.step(ids[:, 7], state)
+        save_file(state.tensors(), tmp_path / "state.safetensors")
+        again = model.init_state(2, max_length=10)
+        for name, tensor in load_file(tmp_path / "state.safetensors").items():
+            again.tensors()[name].copy_(tensor)
+        copies = [state.select([1]), state.clone().select([1]), again.select([1])]
+        for t in (8, 9):
+            logits, state = model.step(ids[:, t], state)
+            assert_same(logits, whole[:, t])
+            for copied in copies:
+                assert_same(model.step(ids[1:, t], copied).logits, logits[1:])
+        with pytest.raises(UserError, match="room for 10 tokens and is full: give init_state a larger max_length"):
+            model.step(ids[:, 10], state)
+    assert_same(model(ids[:, 10:], state).logits, whole[:, 10:])
 
 
 def test_a_step_reuses_the_memory_of_its_state() -> None:

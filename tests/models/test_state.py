@@ -18,7 +18,7 @@ def example() -> ModelState:
     layers = [
         (torch.randn(3, 4, 2), torch.randn(3, 4, 5, dtype=torch.float64)),
         (),
-        (torch.randn(3, 6), torch.randn(3, 2, 2, dtype=torch.complex64), torch.empty(3, 4, 0)),
+        (torch.randn(3, 6), torch.randn(3, 2, 2, dtype=torch.complex64), torch.empty(3, 4, 0), torch.arange(3)),
     ]
     return ModelState.from_layers(layers, torch.tensor([5, 6, 7]))
 
@@ -38,6 +38,7 @@ def test_layers_are_views_of_one_buffer_a_dtype() -> None:
         "float32": (3, 4 * 2 + 6),
         "float64": (3, 4 * 5),
         "complex64": (3, 2 * 2),
+        "int64": (3, 1),
     }
     assert all(tensor.is_contiguous() for tensor in tensors.values())
     state.layers[0][0].fill_(1)
@@ -46,7 +47,7 @@ def test_layers_are_views_of_one_buffer_a_dtype() -> None:
 
 
 def test_bytes_are_those_of_the_buffers() -> None:
-    assert example().nbytes == 3 * (14 * 4 + 20 * 8 + 4 * 8 + 8)
+    assert example().nbytes == 3 * (14 * 4 + 20 * 8 + 4 * 8 + 8 + 8)
 
 
 def test_values_are_those_of_the_layers() -> None:

@@ -39,7 +39,7 @@ def run(options: Namespace) -> None:
         {
             "dtype": name,
             "weights": _bytes(sum(one.nbytes for one in model.to(dtype).parameters())),
-            "state of a sequence": f"{model.init_state(1).nbytes:,} bytes",
+            "state of a sequence": _state(model),
         }
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
     ]
@@ -53,6 +53,12 @@ def _config(name: str) -> LanguageModelConfig:
             raise UserError(f"there is no folder '{name}', and no preset of that name{nearest(name, PRESETS)}: {known}")
         return PRESETS[name]
     return read_config(name)
+
+
+def _state(model: LanguageModel) -> str:
+    nothing, a_token = (model.init_state(1, max_length=tokens).nbytes for tokens in (0, 1))
+    growth = f", and {a_token - nothing:,} a token" if a_token > nothing else ""
+    return f"{nothing:,} bytes{growth}"
 
 
 def _bytes(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The short causal convolution in front of an SSM, as a module.
+"""The short causal convolution, as a module.
 
 Legend: B batch, L length, D channels, K width of the convolution.
 """
@@ -6,6 +6,7 @@ Legend: B batch, L length, D channels, K width of the convolution.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,16 +16,18 @@ from selective_ssm.ops import causal_conv1d, causal_conv1d_step
 
 
 class CausalConv1d(nn.Module):
-    """Depthwise causal convolution followed by SiLU; its state is the last K - 1 inputs.
+    """Depthwise causal convolution and what follows it; its state is the last K - 1 inputs.
 
     Args:
         width: channels D.
         kernel: K, how many inputs each output sees, its own included.
         bias: whether a bias is added.
+        activation: "silu", or None.
     """
 
-    def __init__(self, width: int, kernel: int, *, bias: bool) -> None:
+    def __init__(self, width: int, kernel: int, *, bias: bool, activation: Literal["silu"] | None = "silu") -> None:
         super().__init__()
+        self.activation = activation
         self.weight = nn.Parameter(torch.empty(width, kernel))
         self.bias = nn.Parameter(torch.empty(width)) if bias else None
         self.reset_parameters()
@@ -48,7 +51,7 @@ class CausalConv1d(nn.Module):
             x,
             self.weight,
             self.bias,
-            activation="silu",
+            activation=self.activation,
             initial_state=state,
             cu_seqlens=cu_seqlens,
             return_final_state=return_state,
@@ -57,4 +60,6 @@ class CausalConv1d(nn.Module):
 
     def step(self, x: Tensor, state: Tensor, *, state_indices: Tensor | None) -> Tensor:
         """Convolve one token a row, x (B, D); the state is updated in place."""
-        return causal_conv1d_step(state, x, self.weight, self.bias, activation="silu", state_indices=state_indices)
+        return causal_conv1d_step(
+            state, x, self.weight, self.bias, activation=self.activation, state_indices=state_indices
+        )

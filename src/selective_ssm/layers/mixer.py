@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -94,3 +95,9 @@ def reset_linear(linear: nn.Linear) -> None:
 def in_float32(tensor: Tensor) -> Tensor:
     """The tensor in fp32 at least: what the scan keeps its parameters and its state in; float64 stays."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Where matrix products stay in the precision of what they are given; a device that knows no autocast does so."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

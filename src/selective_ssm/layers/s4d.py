@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selective_ssm.errors import choice
-from selective_ssm.layers.diagonal import DiagonalConfig, diagonal, pairs_as_complex, zero_delta
+from selective_ssm.layers.diagonal import (
+    DiagonalConfig,
+    diagonal,
+    pairs_as_complex,
+    sums_of_powers,
+    weighted_by_powers,
+    zero_delta,
+)
+from selective_ssm.layers.long_conv import causal_convolution, latest_first, run_packed
 from selective_ssm.layers.mixer import State, in_float32
 from selective_ssm.layers.ssm import InnerSSM
 from selective_ssm.ops import selective_scan, selective_scan_step
@@ -53,8 +61,9 @@ class S4DConfig(DiagonalConfig):
 class S4D(InnerSSM):
     """Time-invariant diagonal SSM: h_t = Ā h_{t-1} + B̄ x_t, y_t = C h_t + D x_t, with B = 1 (its scale lies in C).
 
-    A whole sequence that starts from nothing is convolved by FFT with the kernel K_l = C Ā^l B̄ (2 Re of it where the
-    state is complex); where a state is given or asked for, or sequences are packed, the same map runs as a scan.
+    A sequence is convolved by FFT with the kernel K_l = C Ā^l B̄ (2 Re of it where the state is complex), to which a
+    state h₀ before it adds C Ā^(t+1) h₀. Packed sequences are padded rows of such; where the state is real they run as
+    a scan, whose kernels take packs as they are.
 
     Source: Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models" (arXiv 2206.11893).
 
@@ -105,13 +114,13 @@ class S4D(InnerSSM):
         cu_seqlens: Tensor | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, State | None]:
-        final_state = None
-        if state is not None or cu_seqlens is not None or return_state or x.shape[1] == 0:
-            y, last = self._recur(x, state, cu_seqlens)
-            final_state = (last,) if return_state else None
+        if cu_seqlens is None:
+            y, end = self._convolve(x, state, None, return_state)
+        elif self.config.is_complex:
+            y, end = run_packed(self._convolve, x, state, cu_seqlens, return_state)
         else:
-            y = self._convolve(x)
-        return (y if z is None else y * F.silu(z)), final_state
+            y, end = self._scan(x, state, cu_seqlens)
+        return (y if z is None else y * F.silu(z)), end if return_state else None
 
     def step(
         self, x: Tensor, z: Tensor | None, state: State, *, state_indices: Tensor | None = None
@@ -132,31 +141,34 @@ class S4D(InnerSSM):
         return (y if z is None else y * F.silu(z)), state
 
     def kernel(self, length: int) -> Tensor:
-        """The convolution kernel K_l = C Ā^l B̄ for l < length, (D, length), in fp32 at least.
-
-        With l = i T + j and T about sqrt(length), Ā^l = (Ā^T)^i Ā^j, so that K is one batched matrix product and
-        nothing of shape (D, N, length) is ever made.
-        """
+        """The convolution kernel K_l = C Ā^l B̄ for l < length, (D, length), in fp32 at least."""
         A, _, C, _, dt = self._system()
-        dt_A = dt[:, None] * A
-        input_scale = dt[:, None] if self.config.discretization == "euler" else torch.expm1(dt_A) / A
-        block = math.isqrt(length - 1) + 1
-        within = torch.arange(block, device=dt.device, dtype=dt.dtype)
-        starts = torch.arange(0, length, block, device=dt.device, dtype=dt.dtype)
-        from_start = (C * input_scale)[:, None] * torch.exp(dt_A[:, None] * starts[:, None])  # (D, blocks, N)
-        inside = torch.exp(dt_A[..., None] * within)  # (D, N, block)
-        with torch.autocast(dt.device.type, enabled=False):
-            kernel = (from_start @ inside).flatten(1)[:, :length]
-        return 2 * kernel.real if kernel.is_complex() else kernel
+        return sums_of_powers(C * self._input_scale(A, dt), dt[:, None] * A, length)
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        length, wide = x.shape[1], in_float32(x)
-        size = 2 * length  # long enough that nothing wraps around
-        spectrum = torch.fft.rfft(self.kernel(length).T, n=size, dim=0)
-        y = torch.fft.irfft(torch.fft.rfft(wide, n=size, dim=1) * spectrum, n=size, dim=1)[:, :length]
-        return (y if self.D is None else y + self.D * wide).to(x.dtype)
+    def _input_scale(self, A: Tensor, dt: Tensor) -> Tensor:
+        """B̄ where B = 1."""
+        return dt[:, None] if self.config.discretization == "euler" else torch.expm1(dt[:, None] * A) / A
 
-    def _recur(self, x: Tensor, state: State | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _convolve(
+        self, x: Tensor, state: State | None, lengths: Tensor | None, return_state: bool
+    ) -> tuple[Tensor, State | None]:
+        """Rows from their states, by FFT; a `Run` of `long_conv`."""
+        A, _, C, D, dt = self._system()
+        rates, wide, length = dt[:, None] * A, in_float32(x), x.shape[1]
+        y = causal_convolution(wide, self.kernel(length))
+        if D is not None:
+            y = y + D * wide
+        if state is not None:
+            y = y + sums_of_powers(C * torch.exp(rates) * state[0], rates, length).mT
+        if not return_state:
+            return y.to(x.dtype), None
+        end = weighted_by_powers(latest_first(wide, lengths), rates) * self._input_scale(A, dt)
+        if state is not None:
+            steps = length if lengths is None else lengths[:, None, None]
+            end = end + torch.exp(rates * steps) * state[0]
+        return y.to(x.dtype), (end,)
+
+    def _scan(self, x: Tensor, state: State | None, cu_seqlens: Tensor) -> tuple[Tensor, State]:
         A, B, C, D, dt = self._system()
         result = selective_scan(
             x,
@@ -172,7 +184,7 @@ class S4D(InnerSSM):
             return_final_state=True,
         )
         assert isinstance(result, tuple)
-        return result
+        return result[0], (result[1],)
 
     def _system(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """A, B, C (D, N), D and Δ (D,), in fp32 at least."""

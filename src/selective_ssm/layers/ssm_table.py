@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from selective_ssm.layers.hyena_filter import HyenaFilter, HyenaFilterConfig
+from selective_ssm.layers.s4 import S4, S4Config
 from selective_ssm.layers.s4d import S4D, S4DConfig
 from selective_ssm.layers.s6 import S6, S6Config
+from selective_ssm.layers.shift import Shift, ShiftConfig
 from selective_ssm.layers.ssm import InnerSSM, SSMConfig
 
 SSMS: dict[str, tuple[type[SSMConfig], type[InnerSSM]]] = {
     "s6": (S6Config, S6),
     "s4d": (S4DConfig, S4D),
+    "s4": (S4Config, S4),
+    "hyena_filter": (HyenaFilterConfig, HyenaFilter),
+    "shift": (ShiftConfig, Shift),
 }
 
 

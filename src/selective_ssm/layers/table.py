@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from selective_ssm.config import Config
+from selective_ssm.layers.attention import Attention, AttentionConfig
+from selective_ssm.layers.h3 import H3, H3Config
+from selective_ssm.layers.hyena import Hyena, HyenaConfig
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig
 from selective_ssm.layers.mlp import MLP, MLPConfig
+from selective_ssm.layers.plain import Plain, PlainConfig
 from selective_ssm.layers.rwkv import RWKV, RWKVChannel, RWKVChannelConfig, RWKVConfig
 from selective_ssm.layers.ssm_table import SSMS
 
 MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
     "mamba": (MambaConfig, Mamba),
+    "h3": (H3Config, H3),
+    "plain": (PlainConfig, Plain),
+    "hyena": (HyenaConfig, Hyena),
+    "attention": (AttentionConfig, Attention),
     "rwkv": (RWKVConfig, RWKV),
     "rwkv_channel": (RWKVChannelConfig, RWKVChannel),
     "mlp": (MLPConfig, MLP),

@@ -25,6 +25,7 @@ from selective_ssm.models.device import usable_device
 from selective_ssm.models.fingerprint import of_others
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops import checks, linear
+from selective_ssm.ops.sequences import token_positions
 
 
 class LanguageModelOutput(NamedTuple):
@@ -105,7 +106,7 @@ class LanguageModel(nn.Module):
         before = self._positions_before(ids, state, cu_seqlens)
         x = self._embed(ids)
         if self.positions is not None:
-            x = x + self._embed_positions(self.positions, _token_positions(before, ids.shape[1], cu_seqlens))
+            x = x + self._embed_positions(self.positions, token_positions(before, ids.shape[1], cu_seqlens, ids.device))
         layers = None if state is None else state.layers
         x, ends = self.backbone(x, layers, cu_seqlens=cu_seqlens, return_state=return_state)
         logits = self._logits(x if logits_at is None else x[:, logits_at])
@@ -156,7 +157,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def step(self, ids: Tensor, state: ModelState, *, state_indices: Tensor | None = None) -> LanguageModelOutput:
-        """Read one token a row, in time and memory that do not depend on what came before.
+        """Read one token a row, in time and memory that do not depend on what came before where no state grows.
 
         No gradients are recorded, as the state is updated in place; `forward` from a state has them.
 
@@ -169,7 +170,7 @@ class LanguageModel(nn.Module):
             logits (B, V) after the token, and the state.
 
         Raises:
-            UserError: ids that do not fit the model or the state.
+            UserError: ids that do not fit the model or the state, or no room for a token in a state that grows.
             ValueError, TypeError: state_indices that do not name a slot of its own for each row.
         """
         if ids.ndim != 1:
@@ -195,7 +196,11 @@ class LanguageModel(nn.Module):
         return LanguageModelOutput(logits, state)
 
     def init_state(self, batch: int, max_length: int | None = None) -> ModelState:
-        """The state before the first token of `batch` sequences; `max_length` is for mixers whose state grows."""
+        """The state before the first token of `batch` sequences.
+
+        `max_length` is the room, in tokens, where a mixer's state grows; by default there is none, and only `forward`
+        and its kin make more.
+        """
         weight = self.embedding.weight
         layers = [
             layer.mixer.init_state(batch, weight.device, weight.dtype, max_length) for layer in self.backbone.layers
@@ -310,15 +315,6 @@ class LanguageModel(nn.Module):
             return state.position
         sequences = ids.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         return torch.zeros(sequences, dtype=torch.int64, device=ids.device)
-
-
-def _token_positions(before: Tensor, length: int, cu_seqlens: Tensor | None) -> Tensor:
-    """The position of each token in its own text, (B, L)."""
-    steps = torch.arange(length, device=before.device)
-    if cu_seqlens is None:
-        return before[:, None] + steps
-    sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), steps, right=True)
-    return (steps - cu_seqlens[sequence] + before[sequence])[None]
 
 
 def _size(module: nn.Module) -> int:

@@ -66,9 +66,10 @@ class ModelState:
             own: list[_Place] = []
             for tensor in state:
                 start = ends.get(tensor.dtype, 0)
+                size = tensor.shape[1:].numel()
                 own.append(_Place(tensor.dtype, start, tuple(tensor.shape[1:])))
-                ends[tensor.dtype] = start + tensor.shape[1:].numel()
-                rows.setdefault(tensor.dtype, []).append(tensor.flatten(1))
+                ends[tensor.dtype] = start + size
+                rows.setdefault(tensor.dtype, []).append(tensor.reshape(tensor.shape[0], size))
             places.append(tuple(own))
         return cls._of({dtype: torch.cat(row, dim=1) for dtype, row in rows.items()}, tuple(places), position)
 
@@ -88,7 +89,7 @@ class ModelState:
 
             def view(place: _Place) -> Tensor:
                 end = place.start + torch.Size(place.shape).numel()
-                return self._buffers[place.dtype][:, place.start : end].unflatten(1, place.shape)
+                return self._buffers[place.dtype][:, place.start : end].view(self.slots, *place.shape)
 
             self._layers[:] = [tuple(map(view, own)) for own in self._places]
         return tuple(self._layers)

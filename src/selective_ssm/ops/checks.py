@@ -136,6 +136,11 @@ def out_of_range(indices: Tensor, size: int) -> int | None:
     return next((one for one in some if not 0 <= one < size), None)
 
 
+def largest(x: Tensor) -> int | None:
+    """The largest of some whole numbers; None where there are none, or where their values cannot be read."""
+    return int(x.max()) if _values_can_be_read(x) else None
+
+
 def _values_can_be_read(x: Tensor) -> bool:
     """Whether there are values to check without making the host wait or breaking a graph that is being recorded."""
     if torch.compiler.is_compiling() or x.is_meta or type(x) is not Tensor or x.numel() == 0:

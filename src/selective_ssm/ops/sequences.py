@@ -63,6 +63,26 @@ class Order:
         return sequence, token - self.offsets[sequence]
 
 
+def token_positions(before: Tensor | None, length: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
+    """The position of each token in its own text, (B, L), or (1, L) where all rows begin at 0.
+
+    Args:
+        before: (B,), or (S,) where sequences are packed: how many tokens each has had; None is none.
+        length: L.
+        cu_seqlens: (S + 1,) boundaries of packed sequences.
+        device: where the positions are wanted.
+
+    Example:
+        >>> token_positions(torch.tensor([7, 0]), 5, torch.tensor([0, 2, 5]), torch.device("cpu"))
+        tensor([[7, 8, 0, 1, 2]])
+    """
+    if cu_seqlens is None:
+        steps = torch.arange(length, device=device)[None]
+        return steps if before is None else before[:, None] + steps
+    sequence, position = Order(covering(cu_seqlens, length), reverse=False).find(length)
+    return (position if before is None else position + before[sequence])[None]
+
+
 @dataclass(frozen=True)
 class Segments:
     """A row cut into segments of T consecutive steps, each wholly inside one sequence; the last of each is padded."""
