@@ -10,6 +10,7 @@ from selective_ssm.layers import (
     Mixer,
     MixerConfig,
     MLPConfig,
+    RetNetConfig,
     S4DConfig,
     S6Config,
     build_mixer,
@@ -48,6 +49,8 @@ CASES: dict[str, MixerConfig] = {
     "attention with biases": AttentionConfig(n_heads=2, head_dim=5, bias=True),
     "grouped attention, rope": AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=2, positions="rope"),
     "multi-query attention, xpos": AttentionConfig(n_heads=2, n_kv_heads=1, head_dim=4, positions="xpos"),
+    "retnet": RetNetConfig(n_heads=2, head_dim=4, chunk=8),
+    "retnet of one chunk": RetNetConfig(n_heads=3, head_dim=2, expand=1, bias=True),
 }
 
 
@@ -73,5 +76,7 @@ def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) ->
             return 0
         case AttentionConfig():
             return 2 * tokens * (config.n_kv_heads or config.n_heads) * config.width(D_MODEL) * activation + 8
+        case RetNetConfig():
+            return config.n_heads * config.width(D_MODEL) ** 2 * config.expand * 4 + 8
         case _:
             raise NotImplementedError(f"what does a state of {config.kind} take?")

@@ -5,6 +5,7 @@ from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State
 from selective_ssm.layers.mlp import MLP, MLPConfig
 from selective_ssm.layers.norm import LayerNorm, RMSNorm
+from selective_ssm.layers.retnet import RetNet, RetNetConfig
 from selective_ssm.layers.s4d import S4D, S4DConfig
 from selective_ssm.layers.s6 import S6, S6Config
 from selective_ssm.layers.ssm import InnerSSM, SSMConfig
@@ -27,6 +28,8 @@ __all__ = [
     "Mixer",
     "MixerConfig",
     "RMSNorm",
+    "RetNet",
+    "RetNetConfig",
     "S4DConfig",
     "S6Config",
     "SSMConfig",

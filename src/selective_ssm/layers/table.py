@@ -7,11 +7,13 @@ from selective_ssm.layers.attention import Attention, AttentionConfig
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig
 from selective_ssm.layers.mlp import MLP, MLPConfig
+from selective_ssm.layers.retnet import RetNet, RetNetConfig
 from selective_ssm.layers.ssm_table import SSMS
 
 MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
     "mamba": (MambaConfig, Mamba),
     "attention": (AttentionConfig, Attention),
+    "retnet": (RetNetConfig, RetNet),
     "mlp": (MLPConfig, MLP),
 }
 
