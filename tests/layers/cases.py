@@ -6,6 +6,7 @@ import torch
 
 from selective_ssm.layers import (
     AttentionConfig,
+    GAUConfig,
     MambaConfig,
     Mixer,
     MixerConfig,
@@ -40,6 +41,7 @@ CASES: dict[str, MixerConfig] = {
     "norm after the ssm": MambaConfig(ssm_norm=True, ssm=S6Config(d_state=4)),
     "biases": MambaConfig(bias=True, conv_bias=False, ssm=S6Config(d_state=4)),
     "convolution of one": MambaConfig(d_conv=1, expand=1, ssm=S6Config(d_state=4)),
+    "no ssm": MambaConfig(ssm=None),
     "s4d": MambaConfig(ssm=S4DConfig(d_state=8)),
     "s4d inv": MambaConfig(ssm=S4DConfig(d_state=8, a_init="inv", discretization="euler"), ssm_norm=True),
     "s4d real": MambaConfig(ssm=S4DConfig(d_state=4, a_init="real", skip=False)),
@@ -51,6 +53,8 @@ CASES: dict[str, MixerConfig] = {
     "multi-query attention, xpos": AttentionConfig(n_heads=2, n_kv_heads=1, head_dim=4, positions="xpos"),
     "retnet": RetNetConfig(n_heads=2, head_dim=4, chunk=8),
     "retnet of one chunk": RetNetConfig(n_heads=3, head_dim=2, expand=1, bias=True),
+    "gau": GAUConfig(head_dim=4),
+    "gau without positions": GAUConfig(head_dim=3, expand=1, positions="none", bias=True),
 }
 
 
@@ -71,12 +75,15 @@ def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) ->
     """
     match config:
         case MambaConfig():
-            return config.expand * D_MODEL * ((config.d_conv - 1) * activation + config.ssm.d_state * 4)
+            inside = 0 if config.ssm is None else config.ssm.d_state * 4
+            return config.expand * D_MODEL * ((config.d_conv - 1) * activation + inside)
         case MLPConfig():
             return 0
         case AttentionConfig():
             return 2 * tokens * (config.n_kv_heads or config.n_heads) * config.width(D_MODEL) * activation + 8
         case RetNetConfig():
             return config.n_heads * config.width(D_MODEL) ** 2 * config.expand * 4 + 8
+        case GAUConfig():
+            return tokens * (config.head_dim + config.expand * D_MODEL) * activation + 8
         case _:
             raise NotImplementedError(f"what does a state of {config.kind} take?")

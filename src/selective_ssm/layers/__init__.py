@@ -1,6 +1,7 @@
 """Modules that act on a sequence: mixers, one residual branch each, and the inner SSMs that stand inside blocks."""
 
 from selective_ssm.layers.attention import Attention, AttentionConfig
+from selective_ssm.layers.gau import GAU, GAUConfig
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State
 from selective_ssm.layers.mlp import MLP, MLPConfig
@@ -13,6 +14,7 @@ from selective_ssm.layers.table import KINDS, MIXERS, SSMS, build_mixer
 
 __all__ = [
     "KINDS",
+    "GAU",
     "MIXERS",
     "SSMS",
     "MLP",
@@ -20,6 +22,7 @@ __all__ = [
     "S6",
     "Attention",
     "AttentionConfig",
+    "GAUConfig",
     "InnerSSM",
     "LayerNorm",
     "MLPConfig",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from selective_ssm.config import Config
 from selective_ssm.layers.attention import Attention, AttentionConfig
+from selective_ssm.layers.gau import GAU, GAUConfig
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig
 from selective_ssm.layers.mlp import MLP, MLPConfig
@@ -14,6 +15,7 @@ MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
     "mamba": (MambaConfig, Mamba),
     "attention": (AttentionConfig, Attention),
     "retnet": (RetNetConfig, RetNet),
+    "gau": (GAUConfig, GAU),
     "mlp": (MLPConfig, MLP),
 }
 
