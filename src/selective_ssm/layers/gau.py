@@ -56,8 +56,8 @@ class GAU(Mixer):
     """Gated attention unit: out_proj(u · A v) with u, v, z = SiLU(in_proj(input)).
 
     A_tm = relu(q_t·k_m / √P + b_{t-m})² / (t + 1) for m ≤ t; q and k are z, scaled and shifted channel by channel, and
-    b_{t-m} = (R_t a)·(R_m b) with the rotations R of RoPE. The sum is divided by the number of tokens seen: it keeps its
-    size, and depends on none that follow.
+    b_{t-m} = (R_t a)·(R_m b) with the rotations R of RoPE. The sum is divided by how many tokens were seen: it keeps
+    its size, and depends on none that follow.
 
     The state is a cache of k (B, C, P) and v (B, C, E) and the number of tokens (B,); it grows as that of `Attention`.
 
