@@ -8,6 +8,7 @@ import torch
 
 from selective_ssm.layers import (
     AttentionConfig,
+    GAUConfig,
     H3Config,
     HyenaConfig,
     HyenaFilterConfig,
@@ -16,6 +17,7 @@ from selective_ssm.layers import (
     MixerConfig,
     MLPConfig,
     PlainConfig,
+    RetNetConfig,
     RWKVChannelConfig,
     RWKVConfig,
     S4Config,
@@ -52,6 +54,7 @@ CASES: dict[str, MixerConfig] = {
     "norm after the ssm": MambaConfig(ssm_norm=True, ssm=S6Config(d_state=4)),
     "biases": MambaConfig(bias=True, conv_bias=False, ssm=S6Config(d_state=4)),
     "convolution of one": MambaConfig(d_conv=1, expand=1, ssm=S6Config(d_state=4)),
+    "no ssm": MambaConfig(ssm=None),
     "s4d": MambaConfig(ssm=S4DConfig(d_state=8)),
     "s4d inv": MambaConfig(ssm=S4DConfig(d_state=8, a_init="inv", discretization="euler"), ssm_norm=True),
     "s4d real": MambaConfig(ssm=S4DConfig(d_state=4, a_init="real", skip=False)),
@@ -74,6 +77,10 @@ CASES: dict[str, MixerConfig] = {
     "attention with biases": AttentionConfig(n_heads=2, head_dim=5, bias=True),
     "grouped attention, rope": AttentionConfig(n_heads=4, n_kv_heads=2, head_dim=2, positions="rope"),
     "multi-query attention, xpos": AttentionConfig(n_heads=2, n_kv_heads=1, head_dim=4, positions="xpos"),
+    "retnet": RetNetConfig(n_heads=2, head_dim=4, chunk=8),
+    "retnet of one chunk": RetNetConfig(n_heads=3, head_dim=2, expand=1, bias=True),
+    "gau": GAUConfig(head_dim=4),
+    "gau without positions": GAUConfig(head_dim=3, expand=1, positions="none", bias=True),
 }
 
 
@@ -111,12 +118,18 @@ def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) ->
             return 0
         case AttentionConfig():
             return 2 * tokens * (config.n_kv_heads or config.n_heads) * config.width(D_MODEL) * activation + 8
+        case RetNetConfig():
+            return config.n_heads * config.width(D_MODEL) ** 2 * config.expand * 4 + 8
+        case GAUConfig():
+            return tokens * (config.head_dim + config.expand * D_MODEL) * activation + 8
         case _:
             raise NotImplementedError(f"what does a state of {config.kind} take?")
 
 
-def _ssm_bytes(config: SSMConfig, width: int, tokens: int, activation: int) -> int:
+def _ssm_bytes(config: SSMConfig | None, width: int, tokens: int, activation: int) -> int:
     match config:
+        case None:
+            return 0
         case S6Config() | S4DConfig() | S4Config():
             return width * config.d_state * 4
         case ShiftConfig():

@@ -52,6 +52,15 @@ def test_the_block_is_what_the_paper_draws() -> None:
     torch.testing.assert_close(block(x[None])[0][0], plain_block(block, x), rtol=1e-10, atol=1e-12)
 
 
+def test_a_block_without_an_ssm_is_a_gated_convolution() -> None:
+    block = Mamba(MambaConfig(ssm=None), d_model=4).double()
+    x = torch.randn(1, 9, 4, dtype=torch.float64)
+    u, z = block.in_proj(x).chunk(2, dim=-1)
+    u = F.conv1d(F.pad(u.mT, (3, 0)), block.conv1d.weight[:, None], block.conv1d.bias, groups=8).mT
+    torch.testing.assert_close(block(x)[0], block.out_proj(F.silu(u) * F.silu(z)))
+    assert not any(name.startswith("ssm") for name in block.state_dict())
+
+
 def test_adapters_can_take_the_place_of_every_linear() -> None:
     """Each linear is called exactly once a forward, as a module."""
     block = Mamba(MambaConfig(), d_model=4)

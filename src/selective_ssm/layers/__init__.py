@@ -1,6 +1,7 @@
 """Modules that act on a sequence: mixers, one residual branch each, and the inner SSMs that stand inside blocks."""
 
 from selective_ssm.layers.attention import Attention, AttentionConfig
+from selective_ssm.layers.gau import GAU, GAUConfig
 from selective_ssm.layers.h3 import H3, H3Config
 from selective_ssm.layers.hyena import Hyena, HyenaConfig
 from selective_ssm.layers.hyena_filter import HyenaFilter, HyenaFilterConfig
@@ -9,6 +10,7 @@ from selective_ssm.layers.mixer import Mixer, MixerConfig, State
 from selective_ssm.layers.mlp import MLP, MLPConfig
 from selective_ssm.layers.norm import LayerNorm, RMSNorm
 from selective_ssm.layers.plain import Plain, PlainConfig
+from selective_ssm.layers.retnet import RetNet, RetNetConfig
 from selective_ssm.layers.rwkv import RWKV, RWKVChannel, RWKVChannelConfig, RWKVConfig
 from selective_ssm.layers.s4 import S4, S4Config
 from selective_ssm.layers.s4d import S4D, S4DConfig
@@ -23,6 +25,8 @@ __all__ = [
     "SSMS",
     "Attention",
     "AttentionConfig",
+    "GAU",
+    "GAUConfig",
     "H3",
     "H3Config",
     "Hyena",
@@ -39,6 +43,8 @@ __all__ = [
     "MLPConfig",
     "Plain",
     "PlainConfig",
+    "RetNet",
+    "RetNetConfig",
     "RMSNorm",
     "RWKV",
     "RWKVChannel",

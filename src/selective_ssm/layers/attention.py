@@ -115,10 +115,9 @@ class Attention(Mixer):
         if cu_seqlens is not None and state is None and not return_state and not self._fades and runs_packed(q):
             return self._answer(attend_packed(q[0], k[0], v[0], cu_seqlens)[None]), None
         reading = Reading.of(x, state, cu_seqlens)
-        caches = (None, None) if state is None else state[:2]
-        keys, values = reading.extend(caches[0], k), reading.extend(caches[1], v)
+        keys, values, _ = end = reading.extend(state, k, v)
         y = self._attend(reading.spread(q), keys, values, reading.before, reading.earlier)
-        return self._answer(reading.join(y)), (keys, values, reading.after) if return_state else None
+        return self._answer(reading.join(y)), end if return_state else None
 
     def step(self, x: Tensor, state: State, *, state_indices: Tensor | None = None) -> tuple[Tensor, State]:
         slots = Slots.named(state_indices, len(x), state[2])

@@ -87,8 +87,12 @@ class Reading:
             return x[row, self.before[:, None] + self.position]
         return x[self.row, self.before[self.row] + self.position][None]
 
-    def extend(self, cache: Tensor | None, x: Tensor) -> Tensor:
-        """The cache (S, C, …) with x (B, L, …) after what it holds, and with room for that at least; a new tensor."""
+    def extend(self, state: State | None, *tokens: Tensor) -> State:
+        """The state after tokens (B, L, …), given for each cache; it has the room of the old one, or what they need."""
+        caches = [None] * len(tokens) if state is None else state[:-1]
+        return (*map(self._extend, caches, tokens), self.after)
+
+    def _extend(self, cache: Tensor | None, x: Tensor) -> Tensor:
         if cache is None:
             return self.spread(x)
         more = max(self.longest - cache.shape[1], 0)

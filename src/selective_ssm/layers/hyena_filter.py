@@ -120,9 +120,9 @@ class HyenaFilter(InnerSSM):
             y = self._convolve(x) if cu_seqlens is None else run_packed(self._run, x, None, cu_seqlens, False)[0]
         else:
             reading = Reading.of(x, state, cu_seqlens)
-            inputs = reading.extend(None if state is None else state[0], x)
+            inputs, after = reading.extend(state, x)
             y = reading.among(self._convolve(inputs[:, : reading.longest]))
-            end = (inputs, reading.after) if return_state else None
+            end = (inputs, after) if return_state else None
         y = y.to(x.dtype)
         return (y if z is None else y * F.silu(z)), end
 

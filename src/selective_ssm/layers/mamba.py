@@ -31,7 +31,7 @@ class MambaConfig(MixerConfig):
         d_conv: how many inputs the convolution sees.
         conv_bias: whether the convolution has a bias.
         bias: whether in_proj and out_proj have biases.
-        ssm: the inner SSM.
+        ssm: the inner SSM; None leaves it out, and a gated MLP with a convolution remains.
         ssm_norm: whether an RMSNorm stands between the SSM and the gate.
     """
 
@@ -41,7 +41,7 @@ class MambaConfig(MixerConfig):
     d_conv: int = 4
     conv_bias: bool = True
     bias: bool = False
-    ssm: SSMConfig = field(default_factory=S6Config)
+    ssm: SSMConfig | None = field(default_factory=S6Config)
     ssm_norm: bool = False
 
     def __post_init__(self) -> None:

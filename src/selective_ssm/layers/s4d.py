@@ -114,11 +114,11 @@ class S4D(InnerSSM):
         cu_seqlens: Tensor | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, State | None]:
-        if cu_seqlens is None:
+        if cu_seqlens is None and isinstance(x.shape[1], int):
             y, end = self._convolve(x, state, None, return_state)
-        elif self.config.is_complex:
+        elif cu_seqlens is not None and self.config.is_complex:
             y, end = run_packed(self._convolve, x, state, cu_seqlens, return_state)
-        else:
+        else:  # a length that is a symbol, in a program that is exported for any, has no FFT
             y, end = self._scan(x, state, cu_seqlens)
         return (y if z is None else y * F.silu(z)), end if return_state else None
 
@@ -168,7 +168,7 @@ class S4D(InnerSSM):
             end = end + torch.exp(rates * steps) * state[0]
         return y.to(x.dtype), (end,)
 
-    def _scan(self, x: Tensor, state: State | None, cu_seqlens: Tensor) -> tuple[Tensor, State]:
+    def _scan(self, x: Tensor, state: State | None, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         A, B, C, D, dt = self._system()
         result = selective_scan(
             x,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from selective_ssm.layers.hyena_filter import HyenaFilter, HyenaFilterConfig
+from selective_ssm.layers.no_ssm import NoSSM
 from selective_ssm.layers.s4 import S4, S4Config
 from selective_ssm.layers.s4d import S4D, S4DConfig
 from selective_ssm.layers.s6 import S6, S6Config
@@ -18,6 +19,11 @@ SSMS: dict[str, tuple[type[SSMConfig], type[InnerSSM]]] = {
 }
 
 
-def build_ssm(config: SSMConfig, width: int, d_model: int) -> InnerSSM:
-    """The inner SSM that a config describes, over `width` channels of a block in a model of width `d_model`."""
+def build_ssm(config: SSMConfig | None, width: int, d_model: int) -> InnerSSM:
+    """The inner SSM that a config describes, over `width` channels of a block in a model of width `d_model`.
+
+    None is the block without one.
+    """
+    if config is None:
+        return NoSSM()
     return SSMS[config.kind][1](config, width, d_model)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from selective_ssm.config import Config
 from selective_ssm.layers.attention import Attention, AttentionConfig
+from selective_ssm.layers.gau import GAU, GAUConfig
 from selective_ssm.layers.h3 import H3, H3Config
 from selective_ssm.layers.hyena import Hyena, HyenaConfig
 from selective_ssm.layers.mamba import Mamba, MambaConfig
 from selective_ssm.layers.mixer import Mixer, MixerConfig
 from selective_ssm.layers.mlp import MLP, MLPConfig
 from selective_ssm.layers.plain import Plain, PlainConfig
+from selective_ssm.layers.retnet import RetNet, RetNetConfig
 from selective_ssm.layers.rwkv import RWKV, RWKVChannel, RWKVChannelConfig, RWKVConfig
 from selective_ssm.layers.ssm_table import SSMS
 
@@ -21,6 +23,8 @@ MIXERS: dict[str, tuple[type[MixerConfig], type[Mixer]]] = {
     "attention": (AttentionConfig, Attention),
     "rwkv": (RWKVConfig, RWKV),
     "rwkv_channel": (RWKVChannelConfig, RWKVChannel),
+    "retnet": (RetNetConfig, RetNet),
+    "gau": (GAUConfig, GAU),
     "mlp": (MLPConfig, MLP),
 }
 

@@ -67,10 +67,10 @@ class Slots:
 
     def put(self, state: Tensor, values: Tensor) -> None:
         """Overwrite the slots, in place, with values (B, …)."""
-        if self.source is None:
-            state.copy_(values)
-        else:
+        if self.source is not None:
             self.put_at(state, (self.index,), values, self.is_used)
+        elif values is not state:
+            state.copy_(values)
 
     def put_at(self, state: Tensor, places: tuple[Tensor, ...], values: Tensor, is_written: Tensor) -> None:
         """Overwrite state[places], where the first of the places are the slots, but for rows that write nothing."""
