@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,8 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_bytes(folder: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Any:
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_bytes(tokenizer: Any) -> None:
     assert tokenizer(TEXT, split_special_tokens=True).input_ids == ByteTokenizer().encode(TEXT)
     assert tokenizer("a<|endoftext|>b").input_ids == [97, 256, 98]
     assert tokenizer.decode([97, 256, 195, 169]) == "a<|endoftext|>é"
@@ -39,8 +44,7 @@ def test_bytes(folder: Path) -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
-def test_every_text_comes_back(folder: Path, text: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_every_text_comes_back(tokenizer: Any, text: str) -> None:
     ids = tokenizer(text, split_special_tokens=True).input_ids
     assert ids == ByteTokenizer().encode(text)
     assert tokenizer.decode(ids) == text

@@ -6,7 +6,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from selective_ssm.errors import require
-from selective_ssm.interop.transformers.causal_lm import CausalLMPart, ConfigPart
+from selective_ssm.interop.transformers.causal_lm import CausalLMPart
+from selective_ssm.interop.transformers.config import ConfigPart
 from selective_ssm.interop.transformers.tokenizers import TokenizerPart
 from selective_ssm.models.formats import ours
 

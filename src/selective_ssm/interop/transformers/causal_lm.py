@@ -1,81 +1,60 @@
-"""This library's language model as one of transformers: its config, and the model itself.
+"""This library's language model as one of transformers.
 
 Legend: B batch, L length, V vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from selective_ssm.config import to_tagged
 from selective_ssm.data import load_tokenizer
 from selective_ssm.errors import UserError
 from selective_ssm.interop.transformers.cache import StateCache
+from selective_ssm.interop.transformers.config import ConfigPart
 from selective_ssm.interop.transformers.padding import Padding
-from selective_ssm.models import LanguageModel, LanguageModelConfig
-from selective_ssm.models.formats import ours
+from selective_ssm.models import LanguageModel
 
-# What they stand before: not known here, as transformers need not be installed.
-_Config: Any = object
-_Model: Any = object
+_Base: Any = object  # transformers' model, not known here as it need not be installed
 
 
-class ConfigPart(_Config):
-    """What stands before transformers' config in a class of both: the content of a checkpoint's config.json.
+class _Wish(NamedTuple):
+    """What is to be read."""
+
+    ids: Tensor  # (B, L)
+    padding: Padding | None
+    cache: StateCache | None
+    packed: Tensor | None  # (S + 1,) boundaries of sequences in one row
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it is one token a row, after others."""
+        has_begun = self.cache is not None and self.cache.state is not None
+        return has_begun and self.padding is None and self.ids.shape[1] == 1
+
+
+class Body:
+    """A model up to its head, as trainers ask for it that bring a loss of their own.
 
     Args:
-        config: the model's own config, as it is or tagged.
-        format: the version of the tagged form.
+        read: what it does.
     """
 
-    model_type = ours.MODEL_TYPE
-    keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
-    use_cache = True
-    format = ours.VERSION
-    config: Any = None
+    _tp_plan = _pp_plan = None  # how to cut it over devices, for which transformers look
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        own = kwargs.get("config")
-        if isinstance(own, LanguageModelConfig):
-            kwargs["config"] = to_tagged(own)
-        super().__post_init__(**kwargs)
+    def __init__(self, read: Callable[..., Any]) -> None:
+        self._read = read
 
-    @property
-    def language_model(self) -> LanguageModelConfig:
-        """The config in this library's terms."""
-        return ours.read_config({"format": self.format, "config": self.config})
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens there are; another number, as set where embeddings are resized, leaves no rows over."""
-        return self.language_model.vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, value: int) -> None:
-        self.config = to_tagged(replace(self.language_model, vocab_size=value, pad_vocab_multiple=1))
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the residual stream."""
-        return self.language_model.d_model
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Number of residual branches."""
-        return self.language_model.n_layer
-
-    @property
-    def tie_word_embeddings(self) -> bool:
-        """False: a tied head of ours is no second parameter that transformers would have to tie."""
-        return False
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `CausalLMPart.read`."""
+        return self._read(*args, **kwargs)
 
 
-class CausalLMPart(_Model):
+class CausalLMPart(_Base):
     """What stands before transformers' model in a class of both: a `LanguageModel`, asked as transformers ask.
 
     The parameters have the names they have in a checkpoint, so that its folder is read and written as it is.
@@ -138,11 +117,11 @@ class CausalLMPart(_Model):
             attention_mask: (B, L) or longer, 0 where there is padding, which may stand anywhere and is left out.
             past_key_values: what was read before; it is updated.
             labels: (B, L), the tokens themselves or -100; the loss is each one's given those before it.
-            use_cache: whether `past_key_values` is returned; by default if the model does not train.
+            use_cache: whether a cache is made where none is given; by default if the model does not train.
             logits_to_keep: how many of the last positions' logits are wanted, or which positions'; 0 is all.
             cu_seq_lens_q: (S + 1,) boundaries of sequences packed into one row, as transformers' collators name them.
             return_dict: False for a tuple.
-            **kwargs: for the loss.
+            **kwargs: for the loss; and `position_ids`, which tell the boundaries if nothing else does.
 
         Returns:
             A `CausalLMOutputWithPast`; logits at padding mean nothing.
@@ -152,57 +131,85 @@ class CausalLMPart(_Model):
         """
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
-        ids = self._checked(input_ids, kwargs)
-        use_cache = (self.config.use_cache and not self.training) if use_cache is None else use_cache
-        cache = past_key_values
-        if cache is None and use_cache and cu_seq_lens_q is None:
-            cache = StateCache()
-        logits = self._logits(ids, attention_mask, cache, cu_seq_lens_q, _positions(logits_to_keep, ids))
+        wish = self._wish(input_ids, attention_mask, past_key_values, use_cache, cu_seq_lens_q, kwargs)
+        if wish.is_step and not torch.is_grad_enabled():
+            logits = self._step(wish)
+        else:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self._model.logits(self._hidden(wish)[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = CausalLMOutputWithPast(
-            loss=loss, logits=logits, past_key_values=cast("Any", cache if use_cache else None)
-        )
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cast("Any", wish.cache))
         return output.to_tuple() if return_dict is False else output
 
-    def _checked(self, ids: Tensor | None, others: dict[str, Any]) -> Tensor:
-        for name in ("inputs_embeds", "output_hidden_states", "output_attentions"):
-            if (wish := others.pop(name, None)) is not None and wish is not False:
-                raise UserError(f"{type(self).__name__} knows no {name}: it reads input_ids and answers with logits")
-        if ids is None or ids.dim() != 2:
-            shape = None if ids is None else tuple(ids.shape)
-            raise UserError(f"input_ids must have the shape (B, L), got {shape}")
-        return ids
-
-    def _logits(
+    def read(
         self,
-        ids: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        past_key_values: StateCache | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Read token ids up to the head, for trainers that bring a head of their own.
+
+        Args:
+            input_ids: as in `forward`, and so the others.
+            attention_mask: as there.
+            past_key_values: as there.
+            use_cache: as there.
+            cu_seq_lens_q: as there.
+            **kwargs: `position_ids`; others are of no use here.
+
+        Returns:
+            A `BaseModelOutputWithPast` of hidden states (B, L, d_model).
+        """
+        from transformers.modeling_outputs import BaseModelOutputWithPast
+
+        wish = self._wish(input_ids, attention_mask, past_key_values, use_cache, cu_seq_lens_q, kwargs)
+        hidden = self._hidden(wish)
+        return BaseModelOutputWithPast(last_hidden_state=cast("Any", hidden), past_key_values=cast("Any", wish.cache))
+
+    def _wish(
+        self,
+        ids: Tensor | None,
         mask: Tensor | None,
         cache: StateCache | None,
-        cu_seqlens: Tensor | None,
-        positions: Tensor | None,
-    ) -> Tensor:
-        """Logits (B, n, V) at n positions of L, None being all; the cache is updated."""
-        batch, length = ids.shape
-        state = None if cache is None else cache.state
-        padding = Padding.of(mask, batch, length)
-        counted = ids.numel() if padding is None else int(padding.lengths.sum())
-        if counted == ids.numel():
+        use_cache: bool | None,
+        packed: Tensor | None,
+        others: dict[str, Any],
+    ) -> _Wish:
+        ids = _checked(ids, others)
+        packed = _boundaries(packed, others.pop("position_ids", None), mask)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if cache is None and use_cache and packed is None:
+            cache = StateCache()
+        padding = Padding.of(mask, *ids.shape)
+        if padding is not None and padding.tokens == ids.numel():
             padding = None
+        return _Wish(ids, padding, cache, packed)
+
+    def _hidden(self, wish: _Wish) -> Tensor:
+        """What the head reads, (B, L, d_model); the cache is updated."""
+        ids, padding, cache, packed = wish
         if padding is not None:
-            places = padding.slot if positions is None else padding.slot[:, positions]
-            ids, cu_seqlens = padding.pack(ids)[:, :counted], padding.cu_seqlens[:-1]
-            positions = places.flatten().clamp_max(counted - 1)
-        if state is not None and padding is None and length == 1 and not torch.is_grad_enabled():
-            logits, state = self._model.step(ids[:, 0], state)
-            logits = logits[:, None]
-        else:
-            options = {"cu_seqlens": cu_seqlens, "return_state": cache is not None, "logits_at": positions}
-            logits, state = self._model(ids, state, **options)
+            ids, packed = padding.pack(ids)[:, : padding.tokens], padding.cu_seqlens[:-1]
+        state = None if cache is None else cache.state
+        hidden, state = self._model.hidden(ids, state, cu_seqlens=packed, return_state=cache is not None)
         if cache is not None:
-            cache.state, cache.length = state, cache.length + length
-        return logits if padding is None else logits[0].unflatten(0, (batch, -1))
+            cache.state, cache.length = state, cache.length + wish.ids.shape[1]
+        return hidden if padding is None else padding.unpack(hidden)
+
+    def _step(self, wish: _Wish) -> Tensor:
+        """Logits (B, 1, V) after one token a row; the cache is updated."""
+        cache = wish.cache
+        assert cache is not None
+        assert cache.state is not None
+        logits, cache.state = self._model.step(wish.ids[:, 0], cache.state)
+        cache.length += 1
+        return logits[:, None]
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in transformers; once the prompt is read there is no padding to leave out."""
@@ -230,11 +237,23 @@ class CausalLMPart(_Model):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.embedding = value
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        return self._model.head
+    def get_output_embeddings(self) -> nn.Module:
+        """The head; a tied one is made for the asker, around the embedding's own weight."""
+        if self._model.head is not None:
+            return self._model.head
+        rows, width = self._model.embedding.weight.shape
+        head = nn.Linear(width, rows, bias=False, device="meta")
+        head.weight = self._model.embedding.weight
+        return head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.head = new_embeddings
+        if self._model.head is not None:
+            self.head = new_embeddings
+
+    @property
+    def base_model(self) -> Body:
+        """The model up to its head, called as the model is."""
+        return Body(self.read)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """As in transformers."""
@@ -243,7 +262,19 @@ class CausalLMPart(_Model):
         return embedding
 
 
-def _positions(kept: int | Tensor, ids: Tensor) -> Tensor | None:
-    if isinstance(kept, Tensor):
-        return kept
-    return torch.arange(ids.shape[1], device=ids.device)[-kept:] if kept else None
+def _checked(ids: Tensor | None, others: dict[str, Any]) -> Tensor:
+    for name in ("inputs_embeds", "output_hidden_states", "output_attentions"):
+        if (wish := others.pop(name, None)) is not None and wish is not False:
+            raise UserError(f"a selective_ssm model knows no {name}: it reads input_ids and answers with logits")
+    if ids is None or ids.dim() != 2:
+        shape = None if ids is None else tuple(ids.shape)
+        raise UserError(f"input_ids must have the shape (B, L), got {shape}")
+    return ids
+
+
+def _boundaries(given: Tensor | None, position_ids: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """Of sequences in one row: as given, or where positions begin anew; None for one sequence a row."""
+    if given is not None or position_ids is None or mask is not None or len(position_ids) > 1:
+        return given
+    starts = (position_ids[0] == 0).nonzero().flatten()
+    return torch.cat((starts, starts.new_tensor([position_ids.shape[1]]))) if len(starts) > 1 else None

@@ -23,12 +23,10 @@ class Padding:
 
     Attributes:
         slot: (B, L) each token's place in the pack.
-        lengths: (B,) how many tokens of each row count.
         cu_seqlens: (B + 2,) boundaries of the rows and the padding.
     """
 
     slot: Tensor
-    lengths: Tensor
     cu_seqlens: Tensor
 
     @classmethod
@@ -66,7 +64,12 @@ class Padding:
         after = lengths.sum() + (~flat).cumsum(0)
         slot = torch.where(flat, flat.cumsum(0), after) - 1
         ends = lengths.cumsum(0)
-        return cls(slot.view_as(counts), lengths, F.pad(torch.cat((ends, ends.new_full((1,), flat.numel()))), (1, 0)))
+        return cls(slot.view_as(counts), F.pad(torch.cat((ends, ends.new_full((1,), flat.numel()))), (1, 0)))
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens count; to ask is to wait for the device."""
+        return int(self.cu_seqlens[-2])
 
     def pack(self, x: Tensor) -> Tensor:
         """(B, L, ...) as one row (1, B L, ...)."""
@@ -74,5 +77,5 @@ class Padding:
         return torch.zeros_like(flat).index_copy(0, self.slot.flatten(), flat)[None]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """(1, B L, ...) as it was before `pack`."""
-        return x[0].index_select(0, self.slot.flatten()).unflatten(0, self.slot.shape)
+        """(1, B L, ...) as it was before `pack`; of (1, tokens, ...) something else stands where there is padding."""
+        return x[0].index_select(0, self.slot.flatten().clamp_max(x.shape[1] - 1)).unflatten(0, self.slot.shape)

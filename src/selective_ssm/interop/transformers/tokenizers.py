@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from selective_ssm.data import ByteTokenizer
 
-_Tokenizer: Any = object  # not known here, as transformers need not be installed
+_Base: Any = object  # transformers' tokenizer, not known here as it need not be installed
 _END = "<|endoftext|>"
 
 
-class TokenizerPart(_Tokenizer):
+class TokenizerPart(_Base):
     """What stands before transformers' tokenizer in a class of both: bytes as they are, 256 the boundary.
 
     Args:
