@@ -24,6 +24,7 @@ CASES: dict[str, tuple[type[Any], Any]] = {
     "mamba, biases": (MambaForCausalLM, MambaConfig(**_SMALL, **_OTHER)),
     "mamba, no biases": (MambaForCausalLM, MambaConfig(**_SMALL, use_conv_bias=False, conv_kernel=3)),
     "mamba, tanh": (MambaForCausalLM, MambaConfig(**_SMALL, hidden_act="tanh", state_size=8)),
+    "mamba, narrow": (MambaForCausalLM, MambaConfig(**_SMALL, conv_kernel=1, state_size=1, expand=1)),
     "falcon": (FalconMambaForCausalLM, FalconMambaConfig(**_SMALL)),
     "falcon, biases": (FalconMambaForCausalLM, FalconMambaConfig(**_SMALL, **_OTHER, mixer_rms_eps=1e-3)),
 }

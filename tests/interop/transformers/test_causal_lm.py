@@ -164,6 +164,8 @@ def test_generate_writes_what_ours_writes(tmp_path: Path) -> None:
     together = theirs.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
     for row, own in enumerate(ROWS):
         assert together[row, -8:].tolist() == generate(ours, own.tolist(), max_new_tokens=8, temperature=0)[0].ids
+    again = theirs.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False, use_cache=False)
+    assert torch.equal(again, together)
 
 
 def best_beams(model: LanguageModel, prompt: Tensor, beams: int, steps: int) -> list[int]:

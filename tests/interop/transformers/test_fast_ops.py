@@ -135,7 +135,7 @@ def test_prompts_of_several_lengths_are_written_on_as_each_alone(case: str) -> N
         assert together[row, -8:].tolist() == alone[0, -8:].tolist()
 
 
-@every_family
+@every_case
 @pytest.mark.parametrize("pieces", [(8, 4), (1, 2, 9), (5, 1, 1, 5)], ids=str)
 def test_tokens_go_on_from_a_cache_as_in_one_sequence(case: str, pieces: tuple[int, ...]) -> None:
     theirs, fast = both(case)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from selective_ssm.data import load_tokenizer
@@ -22,7 +23,7 @@ from selective_ssm.models import LanguageModel
 _Base: Any = object  # transformers' model, not known here as it need not be installed
 
 
-class _Wish(NamedTuple):
+class _Reading(NamedTuple):
     """What is to be read."""
 
     ids: Tensor  # (B, L)
@@ -131,16 +132,16 @@ class CausalLMPart(_Base):
         """
         from transformers.modeling_outputs import CausalLMOutputWithPast
 
-        wish = self._wish(input_ids, attention_mask, past_key_values, use_cache, cu_seq_lens_q, kwargs)
-        if wish.is_step and not torch.is_grad_enabled():
-            logits = self._step(wish)
+        reading = self._reading(input_ids, attention_mask, past_key_values, use_cache, cu_seq_lens_q, kwargs)
+        if reading.is_step and not torch.is_grad_enabled():
+            logits = self._step(reading)
         else:
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self._model.logits(self._hidden(wish)[:, kept])
+            logits = self._model.logits(self._hidden(reading)[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cast("Any", wish.cache))
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cast("Any", reading.cache))
         return output.to_tuple() if return_dict is False else output
 
     def read(
@@ -167,11 +168,13 @@ class CausalLMPart(_Base):
         """
         from transformers.modeling_outputs import BaseModelOutputWithPast
 
-        wish = self._wish(input_ids, attention_mask, past_key_values, use_cache, cu_seq_lens_q, kwargs)
-        hidden = self._hidden(wish)
-        return BaseModelOutputWithPast(last_hidden_state=cast("Any", hidden), past_key_values=cast("Any", wish.cache))
+        reading = self._reading(input_ids, attention_mask, past_key_values, use_cache, cu_seq_lens_q, kwargs)
+        hidden = self._hidden(reading)
+        return BaseModelOutputWithPast(
+            last_hidden_state=cast("Any", hidden), past_key_values=cast("Any", reading.cache)
+        )
 
-    def _wish(
+    def _reading(
         self,
         ids: Tensor | None,
         mask: Tensor | None,
@@ -179,7 +182,7 @@ class CausalLMPart(_Base):
         use_cache: bool | None,
         packed: Tensor | None,
         others: dict[str, Any],
-    ) -> _Wish:
+    ) -> _Reading:
         ids = _checked(ids, others)
         packed = _boundaries(packed, others.pop("position_ids", None), mask)
         if use_cache is None:
@@ -189,25 +192,25 @@ class CausalLMPart(_Base):
         padding = Padding.of(mask, *ids.shape)
         if padding is not None and padding.tokens == ids.numel():
             padding = None
-        return _Wish(ids, padding, cache, packed)
+        return _Reading(ids, padding, cache, packed)
 
-    def _hidden(self, wish: _Wish) -> Tensor:
+    def _hidden(self, reading: _Reading) -> Tensor:
         """What the head reads, (B, L, d_model); the cache is updated."""
-        ids, padding, cache, packed = wish
+        ids, padding, cache, packed = reading
         if padding is not None:
             ids, packed = padding.pack(ids)[:, : padding.tokens], padding.cu_seqlens[:-1]
         state = None if cache is None else cache.state
         hidden, state = self._model.hidden(ids, state, cu_seqlens=packed, return_state=cache is not None)
         if cache is not None:
-            cache.state, cache.length = state, cache.length + wish.ids.shape[1]
+            cache.state, cache.length = state, cache.length + reading.ids.shape[1]
         return hidden if padding is None else padding.unpack(hidden)
 
-    def _step(self, wish: _Wish) -> Tensor:
+    def _step(self, reading: _Reading) -> Tensor:
         """Logits (B, 1, V) after one token a row; the cache is updated."""
-        cache = wish.cache
+        cache = reading.cache
         assert cache is not None
         assert cache.state is not None
-        logits, cache.state = self._model.step(wish.ids[:, 0], cache.state)
+        logits, cache.state = self._model.step(reading.ids[:, 0], cache.state)
         cache.length += 1
         return logits[:, None]
 
@@ -276,5 +279,5 @@ def _boundaries(given: Tensor | None, position_ids: Tensor | None, mask: Tensor 
     """Of sequences in one row: as given, or where positions begin anew; None for one sequence a row."""
     if given is not None or position_ids is None or mask is not None or len(position_ids) > 1:
         return given
-    starts = (position_ids[0] == 0).nonzero().flatten()
-    return torch.cat((starts, starts.new_tensor([position_ids.shape[1]]))) if len(starts) > 1 else None
+    starts = (position_ids[0, 1:] == 0).nonzero().flatten() + 1
+    return F.pad(torch.cat((starts, starts.new_tensor([position_ids.shape[1]]))), (1, 0)) if len(starts) else None

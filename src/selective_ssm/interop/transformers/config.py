@@ -23,9 +23,9 @@ class ConfigPart(_Base):
     model_type = ours.MODEL_TYPE
     keys_to_ignore_at_inference: ClassVar = ["past_key_values"]
     use_cache = True
-    auto_map: ClassVar[
-        dict[str, str]
-    ] = {}  # asked for, beside architectures, by trainers that load a folder themselves
+    tie_word_embeddings = False  # a tied head of ours is no second parameter, which transformers would have to tie
+    # Asked for, beside architectures, by trainers that load a folder themselves; there is no code in ours.
+    auto_map: ClassVar[dict[str, str]] = {}
     format = ours.VERSION
     config: Any = None
 
@@ -59,8 +59,3 @@ class ConfigPart(_Base):
     def num_hidden_layers(self) -> int:
         """Number of residual branches."""
         return self.language_model.n_layer
-
-    @property
-    def tie_word_embeddings(self) -> bool:
-        """False: a tied head of ours is no second parameter that transformers would have to tie."""
-        return False

@@ -73,7 +73,7 @@ class FastMixer:
         ssm_state = cache_params.get_recurrent_state(self.layer_idx)
         if conv_state is None or ssm_state is None:
             return None
-        return conv_state[..., 1 - self.conv_kernel_size :], ssm_state
+        return conv_state[..., conv_state.shape[-1] - self.conv_kernel_size + 1 :], ssm_state
 
     def _scan(
         self, x: Tensor, states: tuple[Tensor, Tensor] | None, padding: Padding | None
