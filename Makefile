@@ -68,13 +68,13 @@ soak: native
 	$(BIN)/python -m tests.generation.soak
 
 bench-cuda: $(INSTALLED)
-	for subject in scan conv norm step host first-call blocks lengths model decode generate; do \
+	for subject in scan conv norm step host first-call blocks lengths model decode generate transformers; do \
 	    $(BIN)/python -m selective_ssm bench $$subject --device cuda --peer mamba_ssm,sdpa,transformers || exit; \
 	done
 
 # On a machine that does nothing else; peers that are not installed are told as such (pip install transformers mambapy).
 bench-cpu: native
-	for subject in scan conv step model decode; do \
+	for subject in scan conv step model decode transformers; do \
 	    $(BIN)/python -m selective_ssm bench $$subject --device cpu --peer transformers,mambapy || exit; \
 	done
 

@@ -21,7 +21,14 @@ from selective_ssm.training.config import KINDS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = "README.md"
-PAGES = (README, "docs/evaluation.md", "docs/export.md", "docs/fine-tuning.md", "docs/generation.md")
+PAGES = (
+    README,
+    "docs/coming-from-transformers.md",
+    "docs/evaluation.md",
+    "docs/export.md",
+    "docs/fine-tuning.md",
+    "docs/generation.md",
+)
 FENCED = re.compile(
     r"(?:<!-- (?P<marker>not run|run with): (?P<text>.*?) -->\n)?```(?P<language>python|sh)\n(?P<code>.*?)```\n", re.S
 )

@@ -38,7 +38,7 @@ def build(config: LanguageModelConfig = CONFIG, dtype: torch.dtype = torch.float
 @torch.no_grad()
 def plain_step(model: LanguageModel, ids: Tensor, state: ModelState, state_indices: Tensor | None = None) -> Tensor:
     x = model.backbone.step(model.embedding(ids), state.layers, state_indices=state_indices)
-    return model._logits(x)
+    return model.logits(x)
 
 
 def recordings(model: LanguageModel, state: ModelState) -> int:

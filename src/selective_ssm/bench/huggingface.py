@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from selective_ssm.models import LanguageModelConfig
+from selective_ssm.tasks.language import next_token_loss
 
 _WIDE = 2048  # from which on Pythia's heads are of 128
 
@@ -38,3 +44,29 @@ def transformer(transformers: Any, config: LanguageModelConfig, positions: int) 
         attn_implementation="sdpa",
     )
     return transformers.GPTNeoXForCausalLM(theirs)
+
+
+Call = Callable[[], object]
+
+
+def _prefill(model: Any, ids: Tensor) -> Call:
+    return torch.no_grad()(partial(model.eval(), ids, use_cache=True, logits_to_keep=1))
+
+
+def _decode(model: Any, ids: Tensor) -> Call:
+    with torch.no_grad():
+        cache = model.eval()(ids, use_cache=True).cache_params
+    return torch.no_grad()(partial(model, ids[:, :1], cache_params=cache, use_cache=True))
+
+
+def _training(model: Any, ids: Tensor) -> Call:
+    def train() -> None:
+        model.zero_grad()
+        next_token_loss(model(ids, use_cache=False).logits, ids).backward()
+
+    model.train()
+    return train
+
+
+TASKS: Mapping[str, Callable[[Any, Tensor], Call]] = {"prefill": _prefill, "decode": _decode, "training": _training}
+"""What a Mamba of theirs does with ids (B, L), as a call that is timed."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from selective_ssm.bench import run
+from selective_ssm.bench import fast_ops, run
 from selective_ssm.bench.cpu import cases as cpu_cases
 from selective_ssm.bench.cpu import generation as cpu_generation
 from selective_ssm.bench.cpu import models as cpu_models
@@ -28,6 +28,7 @@ ON_GPU: Mapping[str, Subject] = {
     "model": (cases.MODEL, models.model),
     "decode": (cases.DECODE, decoding.decode),
     "generate": (cases.GENERATE, generation.generate),
+    "transformers": (fast_ops.ON_GPU, fast_ops.fast_ops),
 }
 """Each subject's cases on a GPU, and the function that runs one."""
 
@@ -37,6 +38,7 @@ ON_CPU: Mapping[str, Subject] = {
     "step": (cpu_cases.STEP, cpu_operators.step),
     "model": (cpu_cases.MODEL, cpu_models.model),
     "decode": (cpu_cases.DECODE, cpu_generation.decode),
+    "transformers": (fast_ops.ON_CPU, fast_ops.fast_ops),
 }
 """The same on a CPU; `run.SUBJECTS` are those of other devices."""
 

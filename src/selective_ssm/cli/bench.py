@@ -24,14 +24,27 @@ if TYPE_CHECKING:
 
 
 Subject = Literal[
-    "scan", "conv", "norm", "step", "host", "first-call", "blocks", "lengths", "model", "decode", "generate"
+    "scan",
+    "conv",
+    "norm",
+    "step",
+    "host",
+    "first-call",
+    "blocks",
+    "lengths",
+    "model",
+    "decode",
+    "generate",
+    "transformers",
 ]
 
 
 def add_arguments(parser: Parser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument(
-        "subject", type=Subject, help="what to time; all but scan, conv, step, model, decode on a GPU only"
+        "subject",
+        type=Subject,
+        help="what to time; all but scan, conv, step, model, decode, transformers on a GPU only",
     )
     parser.add_argument("--case", type=str, action="append", help="only this case; may be given several times")
     parser.add_argument(

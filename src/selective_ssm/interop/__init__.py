@@ -1,1 +1,1 @@
-"""Other libraries' models, adapters and files: what needs packages of theirs, imported when it is used."""
+"""What other libraries and this one do for each other's models. Their packages are extras."""

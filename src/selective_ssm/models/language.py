@@ -102,6 +102,28 @@ class LanguageModel(nn.Module):
             UserError: ids or a state that do not fit the model or each other.
             ValueError, TypeError: cu_seqlens that are no boundaries of sequences.
         """
+        x, state = self.hidden(ids, state, cu_seqlens=cu_seqlens, return_state=return_state)
+        return LanguageModelOutput(self.logits(x if logits_at is None else x[:, logits_at]), state)
+
+    def hidden(
+        self,
+        ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        return_state: bool = False,
+    ) -> tuple[Tensor, ModelState | None]:
+        """Read whole sequences up to the head.
+
+        Args:
+            ids: as in `forward`.
+            state: as in `forward`.
+            cu_seqlens: as in `forward`.
+            return_state: as in `forward`.
+
+        Returns:
+            What `logits` takes, (B, L, d_model), and the state of each sequence where asked for.
+        """
         self._check(ids, state, cu_seqlens)
         before = self._positions_before(ids, state, cu_seqlens)
         x = self._embed(ids)
@@ -109,11 +131,15 @@ class LanguageModel(nn.Module):
             x = x + self._embed_positions(self.positions, token_positions(before, ids.shape[1], cu_seqlens, ids.device))
         layers = None if state is None else state.layers
         x, ends = self.backbone(x, layers, cu_seqlens=cu_seqlens, return_state=return_state)
-        logits = self._logits(x if logits_at is None else x[:, logits_at])
         if not return_state:
-            return LanguageModelOutput(logits, None)
+            return x, None
         lengths = ids.shape[1] if cu_seqlens is None else cu_seqlens.diff()
-        return LanguageModelOutput(logits, ModelState.from_layers(ends, before + lengths))
+        return x, ModelState.from_layers(ends, before + lengths)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the head makes of hidden states (…, d_model): logits (…, V)."""
+        logits = linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+        return logits[..., : self.config.vocab_size]
 
     def prefill(
         self, ids: Tensor, state: ModelState | None = None, *, cu_seqlens: Tensor | None = None
@@ -294,11 +320,7 @@ class LanguageModel(nn.Module):
         return table(positions)
 
     def _advance(self, x: Tensor, states: Sequence[State], state_indices: Tensor | None) -> Tensor:
-        return self._logits(self.backbone.step(x, states, state_indices=state_indices))
-
-    def _logits(self, x: Tensor) -> Tensor:
-        logits = linear(x, self.embedding.weight) if self.head is None else self.head(x)
-        return logits[..., : self.config.vocab_size]
+        return self.logits(self.backbone.step(x, states, state_indices=state_indices))
 
     def _check(self, ids: Tensor, state: ModelState | None, cu_seqlens: Tensor | None) -> None:
         if ids.ndim != 2:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from selective_ssm.bench import huggingface
 from selective_ssm.bench.contenders import Contender, absent, imported
 from selective_ssm.bench.cpu.cases import TaskCase
 from selective_ssm.models import LanguageModelConfig
-from selective_ssm.tasks.language import next_token_loss
 
 PEERS = ("transformers", "mambapy")
 
@@ -49,30 +47,13 @@ def transformers_models(case: TaskCase, config: LanguageModelConfig, names: tupl
             yield absent(who)
             continue
         model = huggingface.mamba(transformers, config, **options).to(case.dtype)
-        call = _call(case, model, config.vocab_size)
+        call = huggingface.TASKS[case.task](model, torch.randint(config.vocab_size, (case.batch, case.length)))
         if who.endswith("compiled"):
             # A layer knows its number, for which its code is compiled anew; what comes of it is the same, and cached.
             imported("torch._dynamo.config").recompile_limit = 4 * config.n_layer
             for layer in model.backbone.layers:
                 layer.compile()
         yield Contender(who, call, [])
-
-
-def _call(case: TaskCase, model: Any, vocab_size: int) -> Callable[[], object]:
-    ids = torch.randint(vocab_size, (case.batch, case.length))
-    if case.task == "training":
-        return partial(_train, model.train(), ids)
-    model.eval()
-    if case.task == "prefill":
-        return torch.no_grad()(partial(model, ids, use_cache=True, logits_to_keep=1))
-    with torch.no_grad():
-        cache = model(ids, use_cache=True).cache_params
-    return torch.no_grad()(partial(model, ids[:, :1], cache_params=cache, use_cache=True))
-
-
-def _train(model: Any, ids: Tensor) -> None:
-    model.zero_grad()
-    next_token_loss(model(ids, use_cache=False).logits, ids).backward()
 
 
 def _parallel_scan(
