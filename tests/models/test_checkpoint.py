@@ -155,9 +155,9 @@ def test_a_pickle_in_place_of_the_weights_is_not_run(folder: Path) -> None:
     [
         ("", "is empty"),
         ('{"model_type": "selective_ssm", "form', "not valid JSON"),
-        ("[1]", "model_type must be one of 'selective_ssm', 'mamba'"),
-        ('{"model_type": "llama"}', "model_type must be one of 'selective_ssm', 'mamba'"),
-        ('{"model_type": ["mamba"]}', "model_type must be one of 'selective_ssm', 'mamba'"),
+        ("[1]", "model_type must be one of 'selective_ssm', 'mamba', 'falcon_mamba'"),
+        ('{"model_type": "llama"}', "model_type must be one of 'selective_ssm', 'mamba', 'falcon_mamba'"),
+        ('{"model_type": ["mamba"]}', "model_type must be one of 'selective_ssm', 'mamba', 'falcon_mamba'"),
         ('{"model_type": "selective_ssm", "format": 2, "config": {}}', "format must be 1, got 2"),
         ('{"model_type": "selective_ssm", "format": 1}', "must be a mapping"),
         ('{"model_type": "selective_ssm", "format": 1, "config": {"kind": "mlp"}}', "kind 'language_model', got 'mlp'"),

@@ -222,7 +222,8 @@ class LanguageModel(nn.Module):
 
         Args:
             folder: where to write; it is made if absent, and a model that is there is replaced.
-            model_type: "selective_ssm", or "mamba" for what Hugging Face's MambaForCausalLM reads.
+            model_type: "selective_ssm"; or "mamba" or "falcon_mamba" for what Hugging Face's MambaForCausalLM or
+                FalconMambaForCausalLM reads.
 
         Raises:
             FileProblem: the folder cannot be written to.
@@ -248,7 +249,7 @@ class LanguageModel(nn.Module):
     def from_pretrained(
         cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> LanguageModel:
-        """Read a model that `save_pretrained` or Hugging Face's MambaForCausalLM wrote; nothing in it is executed.
+        """Read a model that `save_pretrained` or a Mamba of Hugging Face's wrote; nothing in it is executed.
 
         Args:
             folder: the folder with config.json.

@@ -12,7 +12,7 @@ from selective_ssm.models.formats import hf, ours
 
 
 class Format(Protocol):
-    """What every module of this folder offers; a refusal is a `UserError` that says what does not fit."""
+    """What every format of this folder offers; a refusal is a `UserError` that says what does not fit."""
 
     def write_config(self, config: LanguageModelConfig) -> dict[str, Any]:
         """The content of config.json."""
@@ -31,5 +31,5 @@ class Format(Protocol):
         ...
 
 
-FORMATS: dict[str, Format] = {ours.MODEL_TYPE: ours, hf.MODEL_TYPE: hf}
+FORMATS: dict[str, Format] = {ours.MODEL_TYPE: ours, **{one.model_type: one for one in (hf.MAMBA, hf.FALCON_MAMBA)}}
 """The format of each ``model_type`` that a config.json may name."""
