@@ -218,12 +218,12 @@ class LanguageModel(nn.Module):
         return dict(counts)
 
     def save_pretrained(self, folder: str | Path, *, model_type: str = "selective_ssm") -> None:
-        """Write the model as a folder: config.json and model.safetensors (in shards past 4 GB).
+        """Write the model as a folder: config.json and model.safetensors (in shards past 4 GB), or what others read.
 
         Args:
             folder: where to write; it is made if absent, and a model that is there is replaced.
-            model_type: "selective_ssm"; or "mamba" or "falcon_mamba" for what Hugging Face's MambaForCausalLM or
-                FalconMambaForCausalLM reads.
+            model_type: "selective_ssm"; "mamba" or "falcon_mamba" for what Hugging Face's MambaForCausalLM or
+                FalconMambaForCausalLM reads; "state-spaces" for what the package mamba_ssm reads.
 
         Raises:
             FileProblem: the folder cannot be written to.
@@ -249,7 +249,7 @@ class LanguageModel(nn.Module):
     def from_pretrained(
         cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> LanguageModel:
-        """Read a model that `save_pretrained` or a Mamba of Hugging Face's wrote; nothing in it is executed.
+        """Read a model that `save_pretrained`, Hugging Face's Mamba or mamba_ssm wrote; nothing in it is executed.
 
         Args:
             folder: the folder with config.json.

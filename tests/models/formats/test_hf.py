@@ -233,6 +233,6 @@ def test_weights_that_are_not_theirs_are_refused(
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match="model_type must be one of 'selective_ssm', 'mamba', 'falcon_mamba', got 'mamba2'"
+        UserError, match="model_type must be one of 'selective_ssm', 'mamba', 'falcon_mamba', 'state-spaces', got"
     ):
         LanguageModel(OURS).save_pretrained(tmp_path, model_type="mamba2")

@@ -58,12 +58,14 @@ class HuggingFace:
         architecture: the class's name.
         ssm_fields: fields of the inner SSM that this class has and others have not, ours -> theirs.
         ssm_defaults: values of those in transformers where a config.json leaves them out.
+        is_pickled: whether its weights are written as ``torch.save`` does; they are read either way.
     """
 
     model_type: str
     architecture: str
     ssm_fields: Mapping[str, str] = field(default_factory=dict)
     ssm_defaults: Mapping[str, Any] = field(default_factory=dict)
+    is_pickled: bool = False
 
     def write_config(self, config: LanguageModelConfig) -> dict[str, Any]:
         """The content of config.json.
