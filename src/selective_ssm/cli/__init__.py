@@ -24,6 +24,7 @@ VERBS = {
     "train": "train a language model as a recipe or a config file says",
     "evaluate": "measure a checkpoint's loss, perplexity and bits per byte on whole documents",
     "generate": "write on from a prompt",
+    "convert": "write a checkpoint in another library's format: transformers, mamba_ssm, llama.cpp",
     "info": "show a checkpoint's or a preset's parameters, state and memory",
     "recipes": "list the shipped recipes, or print one",
     "doctor": "show versions, devices, what can run here and how exact it is",

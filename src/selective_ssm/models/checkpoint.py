@@ -11,6 +11,7 @@ from torch import Tensor
 from selective_ssm.errors import FileProblem, UserError, choice
 from selective_ssm.files import in_words, read_json, write_json
 from selective_ssm.models import weights as files
+from selective_ssm.models.card import Card, write_card
 from selective_ssm.models.config import LanguageModelConfig
 from selective_ssm.models.formats import FORMATS, Format, format_of
 from selective_ssm.models.weights import SHARD_BYTES, Weights
@@ -28,6 +29,7 @@ def save(
     *,
     shard_bytes: int = SHARD_BYTES,
     dtype: torch.dtype | None = None,
+    card: Card | None = None,
 ) -> None:
     """Write a model's config and weights in the format that `model_type` names.
 
@@ -40,6 +42,7 @@ def save(
         shard_bytes: past this size safetensors are written in shards of at most so many bytes (a larger tensor has a
             shard to itself).
         dtype: what to write the weights in; None keeps each one's own.
+        card: what to say of the model in its README.md, but in one that is not of this library.
 
     Raises:
         FileProblem: the folder cannot be written to.
@@ -54,6 +57,7 @@ def save(
     else:
         files.write(folder, form.write_weights(weights, config), shard_bytes=shard_bytes, dtype=dtype)
     write_json(folder / CONFIG, written)
+    write_card(folder, card or Card(), config, sum(tensor.numel() for tensor in weights.values()))
 
 
 def read(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LanguageModelConfig, Weights]:

@@ -183,10 +183,10 @@ def test_pickled_shards_are_read(tmp_path: Path) -> None:
 def test_a_pickle_takes_the_place_of_safetensors_and_back(tmp_path: Path) -> None:
     model = LanguageModel.from_pretrained(write(tmp_path, RELEASED, draw(RELEASED)))
     model.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert load_file(tmp_path / "model.safetensors").keys() == model.state_dict().keys()
     model.save_pretrained(tmp_path, model_type="state-spaces")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "pytorch_model.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "pytorch_model.bin"]
     assert LanguageModel.from_pretrained(tmp_path).state_dict().keys() == model.state_dict().keys()
 
 

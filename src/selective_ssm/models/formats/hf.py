@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from selective_ssm.errors import UserError
+from selective_ssm.layers import MambaConfig, S6Config
 from selective_ssm.models.config import LanguageModelConfig
 from selective_ssm.models.formats.ours import without_tied_head
 from selective_ssm.models.formats.theirs import (
@@ -130,3 +131,10 @@ MAMBA = HuggingFace("mamba", "MambaForCausalLM")
 FALCON_MAMBA = HuggingFace(
     "falcon_mamba", "FalconMambaForCausalLM", {"norm_eps": "mixer_rms_eps"}, ssm_defaults={"norm_eps": 1e-6}
 )
+
+
+def class_for(config: LanguageModelConfig) -> HuggingFace:
+    """The class of theirs that a model is nearest to, which need not be able to express it."""
+    blocks = [mixer.ssm for mixer in config.layers if isinstance(mixer, MambaConfig)]
+    is_normed = any(isinstance(ssm, S6Config) and ssm.norm_eps is not None for ssm in blocks)
+    return FALCON_MAMBA if is_normed else MAMBA
