@@ -30,6 +30,17 @@ def test_a_value_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_what_is_not_finite_is_found(value: float, dtype: torch.dtype) -> None:
+    tensor = torch.randn(5, 77).to(dtype)
+    assert weights.is_finite(tensor)
+    tensor[3, 40] = value
+    assert not weights.is_finite(tensor)
+    assert weights.is_finite(tensor[:3])
+    assert weights.is_finite(tensor[:0])
+
+
 COPY = """
 import sys, threading, time
 from pathlib import Path

@@ -136,7 +136,7 @@ def check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder:
         shape = tuple(expected[name].shape)
         if tensor.shape != shape:
             raise UserError(f"{where}: '{name}' has the shape {tuple(tensor.shape)}, expected {shape}")
-        if not torch.isfinite(tensor).all():
+        if not files.is_finite(tensor):
             raise UserError(f"the weights in '{folder}' are damaged: '{name}' holds NaN or infinite values")
 
 

@@ -63,9 +63,14 @@ def cast(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         UserError: a value is beyond what the dtype can hold.
     """
     converted = tensor if dtype is None else tensor.to(dtype)
-    if converted is not tensor and not torch.isfinite(converted).all():
+    if converted is not tensor and not is_finite(converted):
         raise UserError(f"'{name}' holds values beyond what {str(dtype).removeprefix('torch.')} can hold")
     return converted
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite, by a look at it that takes no memory."""
+    return not tensor.numel() or all(bound.isfinite().item() for bound in torch.aminmax(tensor))
 
 
 def read(folder: Path, device: torch.device | str) -> Weights:
