@@ -21,7 +21,7 @@ from selective_ssm.training.config import KINDS, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 README = "README.md"
-PAGES = (README, "docs/generation.md")
+PAGES = (README, "docs/generation.md", "docs/coming-from-mamba-ssm.md", "docs/coming-from-llama-cpp.md")
 FENCED = re.compile(
     r"(?:<!-- (?P<marker>not run|run with): (?P<text>.*?) -->\n)?```(?P<language>python|sh)\n(?P<code>.*?)```\n", re.S
 )
