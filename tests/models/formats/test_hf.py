@@ -203,6 +203,26 @@ def test_fields_left_out_have_their_values_there(tmp_path: Path) -> None:
         assert LanguageModel.from_pretrained(tmp_path).config == expected
 
 
+def test_the_embedding_may_have_its_old_name(tmp_path: Path) -> None:
+    theirs = Case().build()
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["backbone.embedding.weight"] = tensors.pop("backbone.embeddings.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    embedding = LanguageModel.from_pretrained(tmp_path).state_dict()["embedding.weight"]
+    assert torch.equal(embedding, theirs.get_input_embeddings().weight)
+
+
+def test_pickles_of_theirs_are_read_and_say_the_head_twice(tmp_path: Path) -> None:
+    theirs = Case().build()
+    theirs.save_pretrained(tmp_path)
+    expected = LanguageModel.from_pretrained(tmp_path).state_dict()
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    found = LanguageModel.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
 def test_a_width_that_is_no_multiple_is_refused(tmp_path: Path) -> None:
     Case().build().save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())

@@ -48,6 +48,7 @@ _NAMES = Names(
         "head.weight": "lm_head.weight",
     }
 )
+_OLD_NAMES = {"backbone.embedding.weight": "backbone.embeddings.weight"}  # which transformers still takes
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,8 @@ class HuggingFace:
         Raises:
             UserError: two names mean the same tensor, or a tied head differs from the embedding.
         """
-        return without_tied_head(weights_as_ours(tensors, _NAMES), config)
+        current = {_OLD_NAMES.get(name, name): tensor for name, tensor in tensors.items()}
+        return without_tied_head(weights_as_ours(current, _NAMES), config)
 
 
 def _expansion(width: object, d_model: object) -> object:
