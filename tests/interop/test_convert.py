@@ -94,12 +94,14 @@ def test_what_lies_beside_goes_along(tmp_path: Path) -> None:
     assert (tmp_path / "end" / "README.md").read_text() == "theirs"
 
 
-def test_a_tokenizer_takes_the_place_of_none(tmp_path: Path) -> None:
+def test_a_tokenizer_takes_the_place_of_another_or_of_none(tmp_path: Path) -> None:
     LanguageModel(PLAIN).save_pretrained(tmp_path / "start")
     with pytest.raises(UserError, match="holds no tokenizer, which llama.cpp needs"):
         convert(tmp_path / "start", tmp_path / "model.gguf", "gguf")
     convert(tmp_path / "start", tmp_path / "model.gguf", "gguf", tokenizer=ByteTokenizer())
+    (tmp_path / "start" / "special_tokens_map.json").write_text("{}")
     convert(tmp_path / "start", tmp_path / "end", "ours", tokenizer=ByteTokenizer())
+    assert not (tmp_path / "end" / "special_tokens_map.json").exists(), "it was another tokenizer's"
     assert isinstance(load_tokenizer(tmp_path / "end"), ByteTokenizer)
     assert (tmp_path / "model.gguf").read_bytes()[:4] == b"GGUF"
 

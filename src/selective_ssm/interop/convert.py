@@ -18,7 +18,8 @@ from selective_ssm.models.hub import located
 from selective_ssm.models.weights import SHARD_BYTES
 
 TARGETS = ("ours", "hf", "state-spaces", "gguf")
-_GO_ALONG = (CARD, "LICENSE", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TERMS = (CARD, "LICENSE")
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def convert(
@@ -62,7 +63,7 @@ def convert(
         model_type = _model_type(to, model.config)
         weights = model.state_dict()
         checkpoint.save(temporary, model.config, weights, model_type, dtype=dtype, shard_bytes=shard_bytes)
-        for name in _GO_ALONG:
+        for name in (*_TERMS, *_TOKENIZER) if tokenizer is None else _TERMS:
             if (folder / name).exists():
                 shutil.copyfile(folder / name, temporary / name)
         if tokenizer is not None:

@@ -21,6 +21,19 @@ READER = "llama.cpp"
 CONTEXT = 2**20
 """What is told as the length of the training texts: a state has none, and programs refuse texts beyond it."""
 
+# What may be anything, because it is told there, because a tensor says it or because it is of no consequence.
+_MODEL_FIELDS = (
+    "d_model",
+    "n_layer",
+    "vocab_size",
+    "norm_eps",
+    "tie_embeddings",
+    "residual_in_fp32",
+    "pad_vocab_multiple",
+)
+_MIXER_FIELDS = ("d_conv", "conv_bias")
+_SSM_FIELDS = ("d_state", "dt_rank", "norm_eps", "skip", "dt_min", "dt_max", "dt_init_floor")
+
 # our name -> theirs, and whether it stays in fp32 whatever the file's dtype is
 _TOP = {
     "embedding.weight": ("token_embd.weight", False),
@@ -76,7 +89,7 @@ def write_gguf(
     """
     gguf = require("gguf", extra="gguf")
     config = model.config
-    check_expressible(config)
+    _check(config)
     words = vocabulary(tokenizer, config.vocab_size)
     own = model.embedding.weight.dtype
     dtype = dtype or (torch.float32 if own == torch.float64 else own)
@@ -102,7 +115,7 @@ def write_gguf(
             writer.close()
 
 
-def check_expressible(config: LanguageModelConfig) -> None:
+def _check(config: LanguageModelConfig) -> None:
     """Refuse a model that llama.cpp has no architecture for.
 
     Raises:
@@ -115,11 +128,10 @@ def check_expressible(config: LanguageModelConfig) -> None:
             f"{READER} has one eps for all norms, but this model normalises its layers with norm_eps = "
             f"{config.norm_eps!r} and B, C and Δ with {eps!r}"
         )
-    free_of = ("norm", "max_positions")
     understood = config_of(
-        {key: value for key, value in model.items() if key not in ("kind", "pattern", *free_of)},
-        {key: block[key] for key in ("d_conv", "conv_bias")},
-        {key: ssm[key] for key in ("d_state", "dt_rank", "dt_min", "dt_max", "dt_init_floor", "norm_eps", "skip")},
+        {key: model[key] for key in _MODEL_FIELDS},
+        {key: block[key] for key in _MIXER_FIELDS},
+        {key: ssm[key] for key in _SSM_FIELDS},
     )
     require_expressed(model, understood, READER)
 

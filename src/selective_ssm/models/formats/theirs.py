@@ -35,6 +35,7 @@ _IN_LAYER = {
     "mixer.out_proj.weight": "mixer.out_proj.weight",
     "mixer.out_proj.bias": "mixer.out_proj.bias",
 }
+_IN_LAYER_TO_OURS = {theirs: ours for ours, theirs in _IN_LAYER.items()}
 _LAYER = re.compile(r"(backbone\.layers\.\d+\.)(.+)")
 _CONV = "conv1d.weight"  # (D, K) here, (D, 1, K) there
 
@@ -56,9 +57,6 @@ class Names:
     @cached_property
     def _to_ours(self) -> dict[str, str]:
         return {theirs: ours for ours, theirs in self.top.items()}
-
-
-_IN_LAYER_TO_OURS = {theirs: ours for ours, theirs in _IN_LAYER.items()}
 
 
 def _renamed(name: str, top: Mapping[str, str], in_layer: Mapping[str, str]) -> str:
