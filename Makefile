@@ -9,7 +9,8 @@ CONSTRAINT := $(VENV)/torch.txt
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: .venv native check test test-slow test-sanitizers test-cuda soak bench-cuda bench-cpu evaluate-zeroshot demo clean FORCE
+.PHONY: .venv native check test test-slow test-sanitizers test-cuda test-llamacpp soak bench-cuda bench-cpu evaluate-zeroshot demo clean \
+    FORCE
 
 .venv: $(INSTALLED)
 
@@ -62,6 +63,13 @@ test-sanitizers: $(INSTALLED)
 test-cuda: $(INSTALLED)
 	$(BIN)/python -m pytest tests/ops
 	$(BIN)/python -m tests.ops.wide_grid --count 3000 --seconds 120
+
+# llama.cpp on what is exported for it, in an environment of its own; to build it takes two cores 8 minutes, once.
+LLAMACPP := $(CURDIR)/build/llamacpp
+test-llamacpp: native
+	test -x $(LLAMACPP)/bin/python || $(PYTHON) -m venv $(LLAMACPP)
+	$(LLAMACPP)/bin/python -m pip install llama-cpp-python
+	SELECTIVE_SSM_LLAMACPP=$(LLAMACPP)/bin/python $(BIN)/python -m pytest -m slow tests/interop/test_llamacpp.py
 
 # Ten thousand requests through an engine, and a million tokens in one text.
 soak: native

@@ -53,6 +53,25 @@ def test_every_kind_of_file_is_as_readable_as_others_made_here(tmp_path: Path) -
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
 
 
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with files.replacing(tmp_path / "new") as temporary:
+            temporary.mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert names(tmp_path) == []
+    with files.replacing(tmp_path / "new") as temporary:
+        files.write_text(temporary / "a.txt", "whole")
+        assert names(tmp_path) != ["new"]
+    assert (tmp_path / "new" / "a.txt").read_text() == "whole"
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "new").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    (tmp_path / "plain").rmdir()
+    assert names(tmp_path) == ["new"]
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "a.txt"
     files.write_text(target, "old")

@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 README = "README.md"
 PAGES = (
     README,
+    "docs/coming-from-llama-cpp.md",
+    "docs/coming-from-mamba-ssm.md",
     "docs/coming-from-transformers.md",
     "docs/evaluation.md",
     "docs/export.md",

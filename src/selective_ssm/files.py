@@ -63,7 +63,7 @@ def in_words(action: str, path: str | Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Generator[Path]:
-    """Write a file so that it appears whole or not at all.
+    """Write a file, or a new folder, so that it appears whole or not at all.
 
     The block writes to a temporary path on the same disk, in a hidden folder of its own beside ``path`` (whose folder
     is made if absent). When the block ends well, its bytes are forced to the disk and it takes the place of ``path`` in
@@ -71,10 +71,10 @@ def replacing(path: str | Path) -> Generator[Path]:
     wins. What a killed process left behind is removed by the next writer of the same path.
 
     Args:
-        path: the file to write or replace.
+        path: the file to write or replace; or a folder that is not there or empty.
 
     Yields:
-        The temporary path to write to.
+        The temporary path to write to, where nothing is yet.
 
     Raises:
         FileProblem: the disk is full, the folder cannot be written to, …
@@ -96,7 +96,8 @@ def replacing(path: str | Path) -> Generator[Path]:
         try:
             temporary = folder / "file"
             yield temporary
-            os.chmod(temporary, os.fstat(claim.fileno()).st_mode)  # safetensors makes its files private
+            if temporary.is_file():
+                os.chmod(temporary, os.fstat(claim.fileno()).st_mode)  # safetensors makes its files private
             flush(temporary)
             os.replace(temporary, path)
         finally:

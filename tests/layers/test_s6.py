@@ -79,6 +79,18 @@ def test_a_fixed_everything_needs_no_projection() -> None:
     assert {name for name, _ in s6.named_parameters()} == {"A_log", "B", "C", "D", "dt_bias"}
 
 
+def test_norms_are_of_each_projection_by_itself() -> None:
+    """As if x_proj gave each of Δ's R numbers, B and C divided by its root mean square."""
+    plain = S6(S6Config(d_state=5, dt_rank=3), width=6, d_model=6).double()
+    normed = S6(S6Config(d_state=5, dt_rank=3, norm_eps=0.25), width=6, d_model=6).double()
+    normed.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    parts = plain.x_proj(x).split([3, 5, 5], dim=-1)
+    scaled = torch.cat([part / (part.square().mean(-1, keepdim=True) + 0.25).sqrt() for part in parts], dim=-1)
+    plain.x_proj.register_forward_hook(lambda *_: scaled)
+    torch.testing.assert_close(normed(x)[0], plain(x)[0], rtol=1e-12, atol=1e-12)
+
+
 def test_configs_pickle() -> None:
     config = S6Config(dt_rank=3, a_init="s4d_lin")
     assert pickle.loads(pickle.dumps(config)) == config
@@ -92,6 +104,7 @@ def test_configs_pickle() -> None:
         ({"a_init": "s4d"}, "did you mean 's4d_"),
         ({"discretization": "bilinear"}, "discretization must be one of"),
         ({"dt_rank": 0}, "dt_rank must be greater than 0"),
+        ({"norm_eps": 0.0}, "norm_eps must be greater than 0"),
         ({"dt_min": 1.0}, "dt_min must not exceed dt_max"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_model_comes_back_in_another_dtype(folder: Path) -> None:
 
 
 def test_the_folder_holds_what_is_promised(folder: Path) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     written = json.loads((folder / "config.json").read_text())
     assert (written["model_type"], written["format"]) == ("selective_ssm", 1)
     assert written["config"]["pattern"][0]["ssm"]["kind"] == "s6"
@@ -100,7 +100,7 @@ def test_a_model_takes_the_place_of_another_whole(tmp_path: Path) -> None:
     first, second = LanguageModel(UNTIED), LanguageModel(TIED)
     checkpoint.save(tmp_path, UNTIED, first.state_dict(), "selective_ssm", shard_bytes=2000)
     second.save_pretrained(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert_same_models(LanguageModel.from_pretrained(tmp_path), second)
     checkpoint.save(tmp_path, UNTIED, first.state_dict(), "selective_ssm", shard_bytes=2000)
     assert not (tmp_path / "model.safetensors").exists()
@@ -155,9 +155,9 @@ def test_a_pickle_in_place_of_the_weights_is_not_run(folder: Path) -> None:
     [
         ("", "is empty"),
         ('{"model_type": "selective_ssm", "form', "not valid JSON"),
-        ("[1]", "model_type must be one of 'selective_ssm', 'mamba'"),
-        ('{"model_type": "llama"}', "model_type must be one of 'selective_ssm', 'mamba'"),
-        ('{"model_type": ["mamba"]}', "model_type must be one of 'selective_ssm', 'mamba'"),
+        ("[1]", "model_type must be one of 'selective_ssm', 'mamba', 'falcon_mamba'"),
+        ('{"model_type": "llama"}', "model_type must be one of 'selective_ssm', 'mamba', 'falcon_mamba'"),
+        ('{"model_type": ["mamba"]}', "model_type must be one of 'selective_ssm', 'mamba', 'falcon_mamba'"),
         ('{"model_type": "selective_ssm", "format": 2, "config": {}}', "format must be 1, got 2"),
         ('{"model_type": "selective_ssm", "format": 1}', "must be a mapping"),
         ('{"model_type": "selective_ssm", "format": 1, "config": {"kind": "mlp"}}', "kind 'language_model', got 'mlp'"),

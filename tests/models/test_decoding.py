@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from selective_ssm.layers import MambaConfig, MLPConfig
+from selective_ssm.layers import MambaConfig, MLPConfig, S6Config
 from selective_ssm.models import LanguageModel, LanguageModelConfig, ModelState
 from selective_ssm.ops import native
 
@@ -74,6 +74,16 @@ def test_a_recorded_step_gives_the_same_bits(dtype: torch.dtype, residual_in_fp3
     pair.step(6)
     assert recordings(pair.model, pair.state) == 1
     assert pair.state.position.tolist() == [6] * slots
+
+
+@needs_library
+def test_norms_of_b_c_and_delta_are_recorded_for_one_text() -> None:
+    config = LanguageModelConfig(
+        d_model=32, n_layer=2, vocab_size=97, pattern=(MambaConfig(ssm=S6Config(norm_eps=1e-6)),)
+    )
+    pair = Pair(build(config), slots=1)
+    pair.step(4)
+    assert recordings(pair.model, pair.state) == 1
 
 
 @needs_library

@@ -39,6 +39,10 @@ def test_a_run_learns_and_leaves_a_model_that_anyone_can_use(make_config: MakeCo
     measured = evaluate(LanguageModel.from_pretrained(summary.checkpoint), held_out_documents(config.data), tokenizer)
     assert summary.held_out_bits_per_byte == pytest.approx(measured.bits_per_byte, rel=1e-6)
     assert read_json(summary.checkpoint / "train.json") == to_tagged(config)
+    card = (summary.checkpoint / "README.md").read_text()
+    assert f"## Data\n\n`{config.data.source}`\n" in card
+    assert "| steps | 60 |" in card
+    assert f"as last measured | {measured.bits_per_byte:.6g} |" in card
 
 
 def test_best_is_the_checkpoint_that_did_best_on_the_held_out_documents(make_config: MakeConfig) -> None:

@@ -25,6 +25,7 @@ VERBS = {
     "merge": "add a checkpoint's LoRA adapters to its weights",
     "evaluate": "measure a checkpoint's perplexity on whole documents, or what it reaches in tasks of lm_eval",
     "generate": "write on from a prompt",
+    "convert": "write a checkpoint in another library's format: transformers, mamba_ssm, llama.cpp",
     "reproduce": "make the paper's tables of synthetic tasks again, run by run",
     "info": "show a checkpoint's or a preset's parameters, state and memory",
     "recipes": "list the shipped recipes, or print one",

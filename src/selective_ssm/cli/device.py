@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from selective_ssm.cli.parser import Parser
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_device(parser: Parser) -> None:
@@ -29,4 +29,4 @@ def add_dtype(parser: Parser) -> None:
 
 def placement(options: Namespace) -> dict[str, Any]:
     """The keyword arguments that put a model where the options say."""
-    return {"device": usable_device(options.device), "dtype": _DTYPES.get(options.dtype)}
+    return {"device": usable_device(options.device), "dtype": DTYPES.get(options.dtype)}

@@ -12,6 +12,7 @@ from selective_ssm.bench.report import table
 from selective_ssm.errors import UserError, nearest
 from selective_ssm.models import PRESETS, LanguageModel, LanguageModelConfig
 from selective_ssm.models.checkpoint import read_config
+from selective_ssm.models.hub import located
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -47,12 +48,13 @@ def run(options: Namespace) -> None:
 
 
 def _config(name: str) -> LanguageModelConfig:
-    if not Path(name).exists():
-        if name not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise UserError(f"there is no folder '{name}', and no preset of that name{nearest(name, PRESETS)}: {known}")
+    if name in PRESETS and not Path(name).exists():
         return PRESETS[name]
-    return read_config(name)
+    folder = located(name)
+    if not folder.exists():
+        known = ", ".join(PRESETS)
+        raise UserError(f"there is no folder '{name}', and no preset of that name{nearest(name, PRESETS)}: {known}")
+    return read_config(folder)
 
 
 def _state(model: LanguageModel) -> str:

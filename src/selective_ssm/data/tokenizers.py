@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
@@ -143,6 +144,11 @@ class TokenizersTokenizer:
     def identity(self) -> str:
         """Hash of the tokenizer's own file, which says everything about it."""
         return hashlib.sha256(f"{self.end} {self._backend.to_str()}".encode()).hexdigest()
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The content of its ``tokenizer.json``."""
+        return json.loads(self._backend.to_str())
 
     def encode(self, text: str | bytes) -> list[int]:
         """The ids of a text, no special token added."""
@@ -293,13 +299,13 @@ def _end_token(backend: Backend, path: Path) -> str:
 
 def _bytes_of(token: str) -> bytes:
     """The bytes of a token of a byte-level vocabulary; of one that is written as it is, its UTF-8."""
-    byte_of = _byte_of_character()
+    byte_of = byte_of_character()
     known = all(character in byte_of for character in token)
     return bytes(byte_of[character] for character in token) if known else token.encode()
 
 
 @cache
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """The byte for which each character of a byte-level vocabulary stands.
 
     Bytes that print stand for themselves, the others for the characters from U+0100 on (Radford et al. 2019, GPT-2).

@@ -53,6 +53,18 @@ class LayerNorm(nn.LayerNorm):
         return self(total), total
 
 
+def rms_normed(x: Tensor, eps: float) -> Tensor:
+    """The RMSNorm of x over its last axis, without a weight and in x's dtype: x / sqrt(mean(x²) + eps).
+
+    It is the norm of a sum whose other half is zero: one kernel, which the recording of a step can hold.
+
+    Example:
+        >>> rms_normed(torch.tensor([3.0, -3.0]), eps=0.0).tolist()
+        [1.0, -1.0]
+    """
+    return add_rms_norm(x, x.new_zeros(x.shape), x.new_ones(x.shape[-1]), eps)[0]
+
+
 def build_norm(norm: Norm, width: int, eps: float) -> RMSNorm | LayerNorm:
     """The norm of that name over `width` channels."""
     return RMSNorm(width, eps=eps) if norm == "rms" else LayerNorm(width, eps=eps)

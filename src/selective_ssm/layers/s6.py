@@ -17,6 +17,7 @@ from selective_ssm.layers.checks import require_positive
 from selective_ssm.layers.diagonal import DiagonalConfig, diagonal, pairs_as_complex, zero_delta
 from selective_ssm.layers.linear import Linear
 from selective_ssm.layers.mixer import State, in_float32, reset_linear
+from selective_ssm.layers.norm import rms_normed
 from selective_ssm.layers.ssm import InnerSSM
 from selective_ssm.ops import selective_scan, selective_scan_step
 
@@ -38,6 +39,8 @@ class S6Config(DiagonalConfig):
         dt_min: smallest Δ that dt_bias is drawn for.
         dt_max: largest such Δ.
         dt_init_floor: bound below which no such draw may fall.
+        norm_eps: what RMSNorms without weights, of those of B, C and the R numbers of Δ that depend on the input, add
+            to a mean of squares, as in FalconMamba; None is no such norms.
     """
 
     kind: ClassVar[str] = "s6"
@@ -50,11 +53,12 @@ class S6Config(DiagonalConfig):
     a_init: Literal["s4d_real", "random", "s4d_lin"] = "s4d_real"
     discretization: Literal["euler", "zoh"] = "euler"
     dt_init_floor: float = 1e-4
+    norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         choice("a_init", self.a_init, ("s4d_real", "random", "s4d_lin"))
         super().__post_init__()
-        require_positive(self, "dt_init_floor")
+        require_positive(self, "dt_init_floor", "norm_eps")
         if self.dt_rank != "auto":
             require_positive(self, "dt_rank")
 
@@ -69,11 +73,13 @@ class S6(InnerSSM):
 
     Δ_t = softplus(dt_bias + dt_proj(x_t)), where dt_proj reads R of x_proj's outputs and B_t, C_t are the others;
     h_t = exp(Δ_t A) h_{t-1} + B̄_t x_t; y_t = C_t h_t + D x_t, gated as y_t · SiLU(z_t). A = -exp(A_log) (+ i A_imag).
+    With `norm_eps`, each of x_proj's three outputs is normalised before it is used.
 
     The bias of Δ is a parameter beside dt_proj rather than in it, so that the scan adds it in fp32 and once, whatever
     adapter or quantised layer stands in dt_proj's place.
 
-    Source: Gu & Dao, "Mamba" (arXiv 2312.00752), Algorithm 2 and section 3.6.
+    Source: Gu & Dao, "Mamba" (arXiv 2312.00752), Algorithm 2 and section 3.6; the norms: Zuo et al., "Falcon Mamba"
+    (arXiv 2410.05355).
 
     Example:
         >>> s6 = S6(S6Config(d_state=4), width=6, d_model=3)
@@ -187,6 +193,8 @@ class S6(InnerSSM):
         """Δ before its bias (…, D), B and C (…, N) or (D, N), each from the input or fixed."""
         projected: Tensor = x[..., :0] if self.x_proj is None else self.x_proj(x)
         low_rank, B, C = projected.split(self._sizes, dim=-1)
+        if (eps := self.config.norm_eps) is not None:
+            low_rank, B, C = (rms_normed(part, eps) for part in (low_rank, B, C))
         delta = zero_delta(x) if self.dt_proj is None else self.dt_proj(low_rank)
         B, C = (B if self.B is None else self.B), (C if self.C is None else self.C)
         return (delta, pairs_as_complex(B), pairs_as_complex(C)) if self.config.is_complex else (delta, B, C)

@@ -1,4 +1,4 @@
-"""A checkpoint is a folder: config.json, and the weights in one safetensors file or in shards with an index."""
+"""A checkpoint is a folder: config.json and the weights, in one of several libraries' formats."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ import torch
 from torch import Tensor
 
 from selective_ssm.errors import FileProblem, UserError, choice
-from selective_ssm.files import in_words, read_json, read_tensors, write_json, write_tensors
+from selective_ssm.files import in_words, read_json, write_json
+from selective_ssm.models import weights as files
+from selective_ssm.models.card import Card, write_card
 from selective_ssm.models.config import LanguageModelConfig
-from selective_ssm.models.formats import FORMATS, Format
+from selective_ssm.models.formats import FORMATS, Format, format_of
+from selective_ssm.models.weights import SHARD_BYTES, Weights
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-SHARD_BYTES = 4_000_000_000
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-Weights = dict[str, Tensor]
 
 
 def save(
@@ -30,29 +28,36 @@ def save(
     model_type: str,
     *,
     shard_bytes: int = SHARD_BYTES,
+    dtype: torch.dtype | None = None,
+    card: Card | None = None,
 ) -> None:
     """Write a model's config and weights in the format that `model_type` names.
 
     Args:
-        folder: where to write; it is made if absent.
+        folder: where to write; it is made if absent, and a model that is there is replaced.
         config: the model's config.
-        weights: its state dict.
+        weights: its state dict. No more of it than a shard is copied at a time, but for formats of one file, into
+            another dtype.
         model_type: a key of `FORMATS`.
-        shard_bytes: past this size the weights are written in shards of at most so many bytes (a larger tensor has a
+        shard_bytes: past this size safetensors are written in shards of at most so many bytes (a larger tensor has a
             shard to itself).
+        dtype: what to write the weights in; None keeps each one's own.
+        card: what to say of the model in its README.md, but in one that is not of this library.
+
+    Raises:
+        FileProblem: the folder cannot be written to.
+        UserError: the format cannot express this model, or the dtype cannot hold a value.
     """
     choice("model_type", model_type, FORMATS)
     form, folder = FORMATS[model_type], Path(folder)
     written = form.write_config(config)
-    named = {theirs: tensor.contiguous() for theirs, tensor in form.write_weights(weights, config).items()}
-    shards = _shards(named, shard_bytes)
-    if len(shards) == 1:
-        write_tensors(folder / WEIGHTS, named, {"format": "pt"})
-        keep = {WEIGHTS}
+    if form.is_pickled:
+        converted = {name: files.cast(name, tensor, dtype) for name, tensor in weights.items()}
+        files.write_as_pickle(folder, form.write_weights(converted, config))
     else:
-        keep = {INDEX, *_write_shards(folder, shards)}
+        files.write(folder, form.write_weights(weights, config), shard_bytes=shard_bytes, dtype=dtype)
     write_json(folder / CONFIG, written)
-    _remove_others(folder, keep)
+    write_card(folder, card or Card(), config, sum(tensor.numel() for tensor in weights.values()))
 
 
 def read(folder: str | Path, device: torch.device | str = "cpu") -> tuple[LanguageModelConfig, Weights]:
@@ -64,7 +69,7 @@ def read(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Langua
             no weight.
     """
     config, form = _read_config(Path(folder))
-    tensors = _read_weights(Path(folder), device)
+    tensors = files.read(Path(folder), device)
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES:
             expected = "floating-point numbers of at least 16 bits"
@@ -93,13 +98,8 @@ def _read_config(folder: Path) -> tuple[LanguageModelConfig, Format]:
         hint = f" (did you mean '{last}'?)" if (last / CONFIG).exists() else ""
         raise FileProblem(f"'{folder}' is not a checkpoint: it has no {CONFIG}{hint}")
     written = read_json(folder / CONFIG)
-    if not isinstance(written, dict) or written.get("model_type") not in list(FORMATS):
-        known = ", ".join(f"'{name}'" for name in FORMATS)
-        raise UserError(
-            f"'{folder / CONFIG}' describes no model this library reads: its model_type must be one of {known}"
-        )
-    form = FORMATS[written["model_type"]]
     try:
+        form = format_of(written)
         return form.read_config(written), form
     except UserError as error:
         raise UserError(f"'{folder / CONFIG}': {error}") from error
@@ -136,59 +136,8 @@ def check(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], folder:
         shape = tuple(expected[name].shape)
         if tensor.shape != shape:
             raise UserError(f"{where}: '{name}' has the shape {tuple(tensor.shape)}, expected {shape}")
-        if not torch.isfinite(tensor).all():
+        if not files.is_finite(tensor):
             raise UserError(f"the weights in '{folder}' are damaged: '{name}' holds NaN or infinite values")
-
-
-def _read_weights(folder: Path, device: torch.device | str) -> Weights:
-    if (folder / WEIGHTS).exists():
-        return read_tensors(folder / WEIGHTS, device)
-    if not (folder / INDEX).exists():
-        raise FileProblem(f"'{folder}' is not a whole checkpoint: it has neither {WEIGHTS} nor {INDEX}")
-    index = read_json(folder / INDEX)
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(places, dict) or not all(_is_file_name(name) for name in places.values()):
-        raise FileProblem(f"'{folder / INDEX}' is not the index of a checkpoint: its weight_map must name files")
-    weights: Weights = {}
-    for shard in sorted(set(places.values())):
-        weights |= read_tensors(folder / shard, device)
-    return weights
-
-
-def _is_file_name(name: object) -> bool:
-    """Whether it stays inside the folder."""
-    return isinstance(name, str) and name == Path(name).name
-
-
-def _shards(weights: Weights, shard_bytes: int) -> list[Weights]:
-    """The weights in order, cut so that each part stays within the size where it can."""
-    shards: list[Weights] = [{}]
-    size = 0
-    for name, tensor in weights.items():
-        if shards[-1] and size + tensor.nbytes > shard_bytes:
-            shards.append({})
-            size = 0
-        shards[-1][name] = tensor
-        size += tensor.nbytes
-    return shards
-
-
-def _write_shards(folder: Path, shards: list[Weights]) -> list[str]:
-    names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        write_tensors(folder / name, shard, {"format": "pt"})
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    places = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
-    return names
-
-
-def _remove_others(folder: Path, keep: set[str]) -> None:
-    """Remove the weights of the model that was here before, where they lay in other files."""
-    for path in (folder / WEIGHTS, folder / INDEX, *folder.glob("model-*-of-*.safetensors")):
-        if path.name not in keep:
-            with in_words("remove", path):
-                path.unlink(missing_ok=True)
 
 
 def _few(names: Iterable[str]) -> str:

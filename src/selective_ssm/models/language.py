@@ -19,10 +19,12 @@ from selective_ssm.layers import State
 from selective_ssm.layers.linear import Linear
 from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
+from selective_ssm.models.card import Card
 from selective_ssm.models.config import LanguageModelConfig
 from selective_ssm.models.decoding import Decoder
 from selective_ssm.models.device import usable_device
 from selective_ssm.models.fingerprint import of_others
+from selective_ssm.models.hub import located
 from selective_ssm.models.state import ModelState
 from selective_ssm.ops import checks, linear
 from selective_ssm.ops.sequences import token_positions
@@ -250,12 +252,18 @@ class LanguageModel(nn.Module):
             counts["head"] = _size(self.head)
         return dict(counts)
 
-    def save_pretrained(self, folder: str | Path, *, model_type: str = "selective_ssm") -> None:
-        """Write the model as a folder: config.json and model.safetensors (in shards past 4 GB).
+    def save_pretrained(
+        self, folder: str | Path, *, model_type: str = "selective_ssm", card: Card | None = None
+    ) -> None:
+        """Write the model as a folder: config.json and model.safetensors (in shards past 4 GB), or what others read.
+
+        A README.md tells of it, unless there is one that was not written so.
 
         Args:
             folder: where to write; it is made if absent, and a model that is there is replaced.
-            model_type: "selective_ssm", or "mamba" for what Hugging Face's MambaForCausalLM reads.
+            model_type: "selective_ssm"; "mamba" or "falcon_mamba" for what Hugging Face's MambaForCausalLM or
+                FalconMambaForCausalLM reads; "state-spaces" for what the package mamba_ssm reads.
+            card: what the README.md is to say beside the config.
 
         Raises:
             FileProblem: the folder cannot be written to.
@@ -266,7 +274,7 @@ class LanguageModel(nn.Module):
                 f"the model has parts of another package ({type(module).__module__}), which its config does not tell "
                 "of: merge adapters into its weights first (selective_ssm.interop.peft.merged)"
             )
-        checkpoint.save(folder, self.config, self.state_dict(), model_type)
+        checkpoint.save(folder, self.config, self.state_dict(), model_type, card=card)
 
     @classmethod
     def outline(cls, config: LanguageModelConfig) -> LanguageModel:
@@ -286,18 +294,20 @@ class LanguageModel(nn.Module):
     def from_pretrained(
         cls, folder: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> LanguageModel:
-        """Read a model that `save_pretrained` or Hugging Face's MambaForCausalLM wrote; nothing in it is executed.
+        """Read a model that `save_pretrained`, Hugging Face's Mamba or mamba_ssm wrote; nothing in it is executed.
 
         Args:
-            folder: the folder with config.json.
+            folder: the folder with config.json; or, where none of that name is here, the name of a model on the
+                Hugging Face hub, such as "state-spaces/mamba-130m".
             device: where the model goes.
             dtype: that of the weights; None keeps each as it was stored.
 
         Raises:
-            FileProblem: a file is missing, truncated or foreign.
+            FileProblem: a file is missing, truncated or foreign, or the hub gave none.
             UserError: config and weights do not make a model: names, shapes, values that are not finite; or the device
                 is unknown or not here.
         """
+        folder = located(folder)
         config, weights = checkpoint.read(folder, usable_device(device))
         checkpoint.check_depth(weights, config, folder)
         try:

@@ -13,6 +13,7 @@ from selective_ssm.config import to_tagged
 from selective_ssm.data import Document, Tokenizer
 from selective_ssm.evaluation import evaluate
 from selective_ssm.files import write_json
+from selective_ssm.models.card import Card
 from selective_ssm.tasks import bits_per_byte
 from selective_ssm.training.checkpoint import ADAPTER_FOLDER, CONFIG_FILE, RESUME_FILE, RunFolder
 from selective_ssm.training.lora import Adapters
@@ -121,10 +122,17 @@ class StepEnd(Callback):
             if self._adapters is not None:
                 self._adapters.save_adapters(model, checkpoint / ADAPTER_FOLDER)
                 model = self._adapters.merged(model)
-            model.save_pretrained(checkpoint)
+            model.save_pretrained(checkpoint, card=_card(module, trainer.global_step))
             self._tokenizer.save(checkpoint)
             write_json(checkpoint / CONFIG_FILE, to_tagged(module.config))
             trainer.save_checkpoint(checkpoint / RESUME_FILE)
+
+
+def _card(module: LanguageTraining, step: int) -> Card:
+    held_out = module.figures.get("held_out_bits_per_byte")
+    measured = {} if held_out is None else {"bits per byte of held-out documents, as last measured": held_out}
+    progress = {"steps": step, "tokens": module.tokens}
+    return Card(data=f"`{module.config.data.source}`", metrics={**progress, **measured})
 
 
 def _ours(module: LightningModule) -> LanguageTraining:

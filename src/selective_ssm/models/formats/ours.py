@@ -14,6 +14,7 @@ from selective_ssm.models.config import CONFIG_KINDS, LanguageModelConfig
 
 MODEL_TYPE = "selective_ssm"
 VERSION = 1
+is_pickled = False
 
 
 def write_config(config: LanguageModelConfig) -> dict[str, Any]:
