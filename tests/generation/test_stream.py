@@ -91,13 +91,13 @@ def test_a_prompt_that_comes_often_is_read_once(monkeypatch: pytest.MonkeyPatch)
     model, prompt = shared_model(), torch.randint(257, (20,)).tolist()
     expected = [list(stream(model, prompt, max_new_tokens=6, seed=seed)) for seed in range(5)]
     read: list[int] = []
-    forward = type(model).forward
+    hidden = type(model).hidden
 
     def watched(self: LanguageModel, ids: Tensor, *arguments: Any, **options: Any) -> Any:
         read.append(ids.shape[1])
-        return forward(self, ids, *arguments, **options)
+        return hidden(self, ids, *arguments, **options)
 
-    monkeypatch.setattr(type(model), "forward", watched)
+    monkeypatch.setattr(type(model), "hidden", watched)
     found = generate(model, [prompt] * 5, max_new_tokens=6, seed=range(5), batch=3)
     assert [one.ids for one in found] == expected
     assert read == [19], "the last token is left to the first step"

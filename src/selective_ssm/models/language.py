@@ -178,8 +178,7 @@ class LanguageModel(nn.Module):
         Returns:
             The state after the last token of each sequence.
         """
-        nowhere = torch.empty(0, dtype=torch.int64, device=ids.device)
-        _, state = self(ids, state, cu_seqlens=cu_seqlens, return_state=True, logits_at=nowhere)
+        _, state = self.hidden(ids, state, cu_seqlens=cu_seqlens, return_state=True)
         assert state is not None
         return state
 
