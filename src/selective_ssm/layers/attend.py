@@ -52,7 +52,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, before: Tensor, earlier: int, *, xpo
             queries = xpos_decay(queries, torch.arange(last - first, device=q.device)[None])
             distance = before[:, None] + first - torch.arange(keys, device=q.device)
             seen = xpos_decay(seen, distance.clamp_min(-_QUERIES))
-        blocks.append(_attend_masked(queries, seen, v[:, :keys], visible(before, first, last, keys)))
+        if keys == last - first:
+            blocks.append(_attend_from_start(queries, seen, v[:, :keys]))
+        else:
+            blocks.append(_attend_masked(queries, seen, v[:, :keys], visible(before, first, last, keys)))
     return torch.cat(blocks, dim=1)
 
 

@@ -80,9 +80,8 @@ def _hand_over(made: Tensor, decay: Tensor, segments: Segments, given: Tensor) -
     decay = decay.masked_fill(is_first, 0)
     reach = 1
     while reach < len(after):
-        carried = torch.where(
-            decay[reach:] == 0, 0, decay[reach:] * after[:-reach]
-        )  # 0 times what is no number is none
+        carried = decay[reach:] * after[:-reach]
+        carried = carried.masked_fill(decay[reach:] == 0, 0)  # 0 times what is not a number is not a number
         after = torch.cat([after[:reach], after[reach:] + carried])
         decay = torch.cat([decay[:reach], decay[reach:] * decay[:-reach]])
         reach *= 2
