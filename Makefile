@@ -9,7 +9,7 @@ CONSTRAINT := $(VENV)/torch.txt
 
 MAKEFLAGS += --no-print-directory
 
-.PHONY: .venv native check test test-slow test-sanitizers test-cuda test-llamacpp soak bench-cuda bench-cpu evaluate-zeroshot demo clean \
+.PHONY: .venv native check test test-slow test-sanitizers test-cuda test-llamacpp soak induction bench-cuda bench-cpu evaluate-zeroshot demo clean \
     FORCE
 
 .venv: $(INSTALLED)
@@ -74,6 +74,12 @@ test-llamacpp: native
 # Ten thousand requests through an engine, and a million tokens in one text.
 soak: native
 	$(BIN)/python -m tests.generation.soak
+
+# Induction heads learned on a processor, from short rows, and asked for in rows 128 times as long; some minutes.
+induction: native
+	$(BIN)/selective-ssm reproduce table2 --cell mamba --budget 1500 --output runs/induction --plot true \
+	    --set "task={kind: induction_heads, length: 32, vocab_size: 16}" --set batch_size=64 --set test_rows=256 \
+	    --set "test_lengths=[64,256,1024,4096]" --set far_length=null --set "learning_rates=[0.001,0.003]" --set seeds=2
 
 bench-cuda: $(INSTALLED)
 	for subject in scan conv norm step host first-call blocks lengths model decode generate transformers; do \

@@ -14,7 +14,7 @@ TABLES = {
     "table1": "task={kind: selective_copying, length: 24, vocab_size: 16, items: 4}",
     "table2": "task={kind: induction_heads, length: 16, vocab_size: 16}",
 }
-QUICK = ["batch_size=2", "test_rows=2", "test_lengths=[32]", "learning_rates=[0.001]", "seeds=1"]
+QUICK = ["batch_size=2", "test_rows=2", "test_lengths=[32]", "far_length=null", "learning_rates=[0.001]", "seeds=1"]
 CELLS = [(table, cell) for table in TABLES for cell in cells(table)]
 
 

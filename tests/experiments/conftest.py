@@ -23,6 +23,8 @@ TINY = CellConfig(
     seeds=2,
     test_rows=8,
     test_lengths=(16,),
+    far_length=64,
+    far_rows=2,
     paper=100.0,
 )
 

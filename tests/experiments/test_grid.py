@@ -45,6 +45,9 @@ def test_all_runs_are_done_and_told(cell: Cell) -> None:
     assert summary["learning rate"] in (1e-2, 1e-3)
     spread = summary["tests"]["16"]["tokens"]
     assert 0 <= spread["least"] <= spread["mean"] <= spread["most"] <= 1
+    assert spread["all"] == 2 * cell.config.test_rows, "two seeds"
+    low, high = spread["interval"]
+    assert low <= spread["right"] / spread["all"] <= high
 
 
 def test_time_that_is_up_stops_it_in_the_middle(cell: Cell) -> None:
@@ -72,6 +75,10 @@ def test_the_table_tells_what_was_not_run(cell: Cell) -> None:
     assert "100" in text
     assert "16" in text
     assert "whole rows" in shown([cell], "table1")
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(tables.counted([cell]))
+    assert [line.split("│")[2].strip() for line in captured.get().splitlines() if "tiny" in line] == ["8", "16", "64"]
 
 
 def test_curves_are_drawn(cell: Cell, tmp_path: Path) -> None:

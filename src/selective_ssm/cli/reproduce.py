@@ -62,6 +62,8 @@ def run(options: Namespace) -> None:
             write_summary(cell, about)
     table = tables.TABLES[options.table]
     rich.print(tables.laid_out(table, chosen.values()))
+    if any(not cell.wanted() for cell in chosen.values()):
+        rich.print(tables.counted(chosen.values()))
     if options.plot:
         tables.draw(table, chosen.values(), root.with_suffix(".svg"))
         print(f"drawn in '{root.with_suffix('.svg')}'")

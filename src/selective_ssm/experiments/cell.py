@@ -28,6 +28,8 @@ class CellConfig(Config):
         seeds: runs at the best of them.
         test_rows: rows of each test.
         test_lengths: lengths at which the task is tested beside the one that it is learned at.
+        far_length: one that is tested with fewer rows, as it is so long; None is none.
+        far_rows: how many.
         paper: what the paper reports, in percent of the answers.
     """
 
@@ -43,10 +45,12 @@ class CellConfig(Config):
     seeds: int = 3
     test_rows: int = 1024
     test_lengths: tuple[int, ...] = ()
+    far_length: int | None = None
+    far_rows: int = 64
     paper: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "seeds", "test_rows"):
+        for name in ("steps", "batch_size", "seeds", "test_rows", "far_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"cell: {name} must be 1 or more, got {getattr(self, name)}")
         if not self.learning_rates:
@@ -54,6 +58,12 @@ class CellConfig(Config):
         if self.model.vocab_size < self.task.vocab_size:
             needed, found = self.task.vocab_size, self.model.vocab_size
             raise UserError(f"cell: model.vocab_size must be {needed} or more, as many as the task has, got {found}")
+
+    @property
+    def tests(self) -> dict[int, int]:
+        """How many rows are tested at each length."""
+        tests = dict.fromkeys(sorted({self.task.length, *self.test_lengths}), self.test_rows)
+        return tests if self.far_length is None else tests | {self.far_length: self.far_rows}
 
 
 KINDS: Mapping[str, type[Config]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,6 +15,7 @@ from selective_ssm.errors import FileProblem
 from selective_ssm.experiments.cell import CellConfig, Run, judged_by, wanted
 from selective_ssm.experiments.run import go_on, result_of, steps_of
 from selective_ssm.files import write_json
+from selective_ssm.tasks import Share
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,12 @@ def _scores(results: Mapping[Run, Mapping[str, Any]]) -> dict[Run, float]:
     return {run: result["score"] for run, result in results.items()}
 
 
-def _spread(tests: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean, least and largest share over the seeds."""
-    spread: dict[str, dict[str, float]] = {}
+def _spread(tests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the seeds come to together, with its 95 % interval, and the mean, least and largest share among them."""
+    spread: dict[str, dict[str, Any]] = {}
     for what in ("tokens", "sequences"):
-        shares = [one[what]["right"] / one[what]["all"] for one in tests]
-        spread[what] = {"mean": mean(shares), "least": min(shares), "most": max(shares)}
+        shares = [Share(**one[what]) for one in tests]
+        values, together = [share.value for share in shares], sum(shares[1:], shares[0])
+        found = {"mean": mean(values), "least": min(values), "most": max(values)}
+        spread[what] = {**asdict(together), "interval": list(together.interval), **found}
     return spread

@@ -186,8 +186,8 @@ def steps_of(folder: Path) -> int:
 def _result(training: Training) -> dict[str, Any]:
     cell = training.cell
     tests = {
-        str(length): examined(training.model, replace(cell.task, length=length), cell.test_rows, first=_FIRST_TEST)
-        for length in sorted({cell.task.length, *cell.test_lengths})
+        str(length): examined(training.model, replace(cell.task, length=length), rows, first=_FIRST_TEST)
+        for length, rows in cell.tests.items()
     }
     return {
         "learning_rate": training.run.learning_rate,

@@ -63,6 +63,19 @@ def laid_out(table: Table, cells: Iterable[Cell]) -> RichTable:
     return made
 
 
+def counted(cells: Iterable[Cell]) -> RichTable:
+    """How many answers were right at each length, over all seeds, and the 95 % interval of their share."""
+    made = RichTable()
+    for name in ("cell", "length", "right", "of", "95 % interval"):
+        made.add_column(name, justify="left" if name == "cell" else "right")
+    for cell in cells:
+        for length, test in cell.summary().get("tests", {}).items():
+            share = test["tokens"]
+            low, high = (100 * bound for bound in share["interval"])
+            made.add_row(cell.name, length, str(share["right"]), str(share["all"]), f"{low:.2f} to {high:.2f} %")
+    return made
+
+
 def draw(table: Table, cells: Iterable[Cell], path: Path) -> None:
     """Draw right answers over the length, or over the steps of training; cells that are not done are left out."""
     figure, (axes,) = plots.panels()
