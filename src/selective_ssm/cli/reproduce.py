@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import rich
 import torch
 from jsonargparse.typing import PositiveFloat, PositiveInt
+from rich.console import Console
 
 from selective_ssm.cli.device import add_device
 from selective_ssm.cli.parser import Parser, config_from
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from jsonargparse import Namespace
 
     from selective_ssm.experiments.grid import Cell
+
+_WIDE = 250  # characters, where a table goes to a file
 
 
 def add_arguments(parser: Parser) -> None:
@@ -61,9 +63,12 @@ def run(options: Namespace) -> None:
         if cell.results():
             write_summary(cell, about)
     table = tables.TABLES[options.table]
-    rich.print(tables.laid_out(table, chosen.values()))
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE
+    console.print(tables.laid_out(table, chosen.values()))
     if any(not cell.wanted() for cell in chosen.values()):
-        rich.print(tables.counted(chosen.values()))
+        console.print(tables.counted(chosen.values()))
     if options.plot:
         tables.draw(table, chosen.values(), root.with_suffix(".svg"))
         print(f"drawn in '{root.with_suffix('.svg')}'")
