@@ -38,7 +38,7 @@ def test_an_array_holds_the_same_ids_in_little_memory(tokenizer: Tokenizer) -> N
 
 def test_a_byte_tokenizer_lies_in_a_folder(tmp_path: Path) -> None:
     ByteTokenizer().save(tmp_path)
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text()) == {"kind": "bytes"}
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["kind"] == "bytes"
     assert isinstance(load_tokenizer(tmp_path), ByteTokenizer)
     assert isinstance(tokenizer_from(str(tmp_path)), ByteTokenizer)
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _TOKENIZER = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _END = "<|endoftext|>"
+# Without the name of a class, transformers choose one by the model's, which may have other tokens than the file.
+_CLASS = "tokenizer_class"
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")  # a byte of a character that the vocabulary lacks
 
 
@@ -90,7 +92,7 @@ class ByteTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer_config.json``, which says that ids are bytes."""
-        write_json(Path(folder) / _CONFIG, {"kind": "bytes"})
+        write_json(Path(folder) / _CONFIG, {"kind": "bytes", _CLASS: "SelectiveSSMByteTokenizer"})
 
 
 class TokenizersTokenizer:
@@ -168,7 +170,8 @@ class TokenizersTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json``, and ``tokenizer_config.json``, which names the boundary."""
         write_text(Path(folder) / _TOKENIZER, self._backend.to_str(pretty=True))
-        write_json(Path(folder) / _CONFIG, {"eos_token": self.end_token})
+        named = {"eos_token": self.end_token, "pad_token": self.end_token}  # as nothing reads padding
+        write_json(Path(folder) / _CONFIG, {**named, _CLASS: "PreTrainedTokenizerFast"})
 
     def _runs(self, ids: list[int]) -> Iterator[bytes]:
         """The bytes of each run of byte tokens, and of the tokens between, as the package writes them after a byte."""

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from selective_ssm import LanguageModel, LanguageModelConfig
 from selective_ssm.data import ByteTokenizer, TokenizersTokenizer, load_tokenizer
+from selective_ssm.interop.convert import convert
 from selective_ssm.interop.transformers import register
 
 TEXT = "Aé☃ and\n<|endoftext|> 'tis  \x00 "
@@ -65,3 +67,19 @@ def test_a_tokenizer_json_is_read_by_transformers_own_class(data: Path, tmp_path
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     assert tokenizer(TEXT, split_special_tokens=True).input_ids == ours.encode(TEXT)
     assert tokenizer.eos_token_id == ours.end
+
+
+def test_bytes_beside_a_model_of_their_own_class(folder: Path, tmp_path: Path) -> None:
+    convert(folder, tmp_path / "hf", "hf")
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf")("é").input_ids == [195, 169]
+
+
+def test_no_id_is_added_to_those_that_the_model_knows(tmp_path: Path) -> None:
+    backend = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    backend.add_special_tokens(["<|endoftext|>"])
+    ours = TokenizersTokenizer(backend)
+    ours.save(tmp_path)
+    LanguageModel(LanguageModelConfig(d_model=8, n_layer=1, vocab_size=3)).save_pretrained(tmp_path, model_type="mamba")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert len(tokenizer) == ours.vocab_size
+    assert tokenizer(["a", "ba"], padding=True).input_ids == [[0, ours.end], [1, 0]]
