@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import MambaForCausalLM
 
 from selective_ssm.data import ByteTokenizer, load_tokenizer
 from selective_ssm.errors import FileProblem, UserError
@@ -86,12 +88,32 @@ def test_shards_from_shards(tmp_path: Path) -> None:
 def test_what_lies_beside_goes_along(tmp_path: Path) -> None:
     save(tmp_path / "start", "hf")
     (tmp_path / "start" / "README.md").write_text("theirs")
-    (tmp_path / "start" / "LICENSE").write_text("terms")
+    for name in ("LICENSE", "LICENSE-MODEL.txt"):
+        (tmp_path / "start" / name).write_text("terms")
+    (tmp_path / "start" / "LICENSES").mkdir()
     (tmp_path / "start" / "resume.ckpt").write_text("not a part of the model")
     convert(tmp_path / "start", tmp_path / "end", "ours")
-    names = {"LICENSE", "README.md", "config.json", "model.safetensors", "tokenizer_config.json"}
+    names = {"LICENSE", "LICENSE-MODEL.txt", "README.md", "config.json", "model.safetensors", "tokenizer_config.json"}
     assert {path.name for path in (tmp_path / "end").iterdir()} == names
     assert (tmp_path / "end" / "README.md").read_text() == "theirs"
+
+
+@pytest.mark.parametrize("name", ["ours", "state-spaces"])
+def test_transformers_end_a_text_where_the_tokenizer_does(name: str, tmp_path: Path) -> None:
+    convert(save(tmp_path / "start", name), tmp_path / "end", "hf")
+    settings = MambaForCausalLM.from_pretrained(tmp_path / "end").generation_config
+    assert settings is not None
+    assert (settings.bos_token_id, settings.eos_token_id, settings.pad_token_id) == (256, 256, 256)
+
+
+def test_what_was_said_of_generation_stays_but_with_another_tokenizer(tmp_path: Path) -> None:
+    settings = save(tmp_path / "start", "hf") / "generation_config.json"
+    settings.write_text('{"eos_token_id": [7, 256]}')
+    for way, to in (("start", "ours"), ("ours", "hf")):
+        convert(tmp_path / way, tmp_path / to, to)
+    assert (tmp_path / "hf" / settings.name).read_text() == settings.read_text()
+    convert(tmp_path / "hf", tmp_path / "end", "hf", tokenizer=ByteTokenizer())
+    assert json.loads((tmp_path / "end" / settings.name).read_text())["eos_token_id"] == 256
 
 
 def test_a_tokenizer_takes_the_place_of_another_or_of_none(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from selective_ssm.data import Tokenizer, load_tokenizer
 from selective_ssm.errors import FileProblem, UserError, choice
-from selective_ssm.files import check_place, in_words, replacing
+from selective_ssm.files import check_place, in_words, replacing, write_json
 from selective_ssm.interop.gguf import write_gguf
 from selective_ssm.models import LanguageModel, LanguageModelConfig, checkpoint
 from selective_ssm.models.card import CARD
@@ -18,8 +18,9 @@ from selective_ssm.models.hub import located
 from selective_ssm.models.weights import SHARD_BYTES
 
 TARGETS = ("ours", "hf", "state-spaces", "gguf")
-_TERMS = (CARD, "LICENSE")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_TERMS = (CARD, "LICENSE*")
+_GENERATION = "generation_config.json"  # transformers' own, which names ids of the tokenizer
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", _GENERATION)
 
 
 def convert(
@@ -63,11 +64,24 @@ def convert(
         model_type = _model_type(to, model.config)
         weights = model.state_dict()
         checkpoint.save(temporary, model.config, weights, model_type, dtype=dtype, shard_bytes=shard_bytes)
-        for name in (*_TERMS, *_TOKENIZER) if tokenizer is None else _TERMS:
-            if (folder / name).exists():
-                shutil.copyfile(folder / name, temporary / name)
+        for pattern in (*_TERMS, *_TOKENIZER) if tokenizer is None else _TERMS:
+            for path in filter(Path.is_file, folder.glob(pattern)):
+                shutil.copyfile(path, temporary / path.name)
         if tokenizer is not None:
             tokenizer.save(temporary)
+        if to == "hf" and not (temporary / _GENERATION).exists():
+            _write_ends(temporary)
+
+
+def _write_ends(folder: Path) -> None:
+    """Tell transformers which token begins and ends a text, as their `generate` would else never end one."""
+    try:
+        tokenizer = load_tokenizer(folder)
+    except UserError:  # one for transformers alone
+        return
+    if tokenizer is not None:
+        ends = ("bos_token_id", "eos_token_id", "pad_token_id")
+        write_json(folder / _GENERATION, dict.fromkeys(ends, tokenizer.end))
 
 
 def _model_type(to: str, config: LanguageModelConfig) -> str:

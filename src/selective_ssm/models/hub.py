@@ -8,7 +8,14 @@ from pathlib import Path
 from selective_ssm.errors import FileProblem, MissingPackage, require
 
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_ALL_BUT_WEIGHTS = ["config.json", "README.md", "LICENSE*", "tokenizer*.json", "special_tokens_map.json"]
+_ALL_BUT_WEIGHTS = [
+    "config.json",
+    "generation_config.json",
+    "README.md",
+    "LICENSE*",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+]
 _SAFE = ["model*.safetensors", "model.safetensors.index.json"]
 _PICKLED = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
