@@ -25,8 +25,13 @@ def test_rows_lie_end_to_end_and_come_back() -> None:
         for row in range(batch):
             assert torch.equal(packed[0, bounds[row] : bounds[row + 1]], x[row, counts[row]])
         assert torch.equal(padding.unpack(packed), x)
-        if padding.tokens:
-            assert torch.equal(padding.unpack(packed[:, : padding.tokens])[counts], x[counts])
+        assert torch.equal(padding.unpack(packed[:, : padding.tokens])[counts], x[counts])
+
+
+def test_a_batch_of_padding_alone_has_its_shape() -> None:
+    padding, x = Padding.of(torch.zeros(2, 3), 2, 3), torch.randn(2, 3, 4)
+    assert padding is not None
+    assert padding.unpack(padding.pack(x)[:, : padding.tokens]).shape == x.shape
 
 
 def test_without_padding_there_is_none() -> None:

@@ -78,4 +78,5 @@ class Padding:
 
     def unpack(self, x: Tensor) -> Tensor:
         """(1, B L, ...) as it was before `pack`; of (1, tokens, ...) something else stands where there is padding."""
-        return x[0].index_select(0, self.slot.flatten().clamp_max(x.shape[1] - 1)).unflatten(0, self.slot.shape)
+        rows = x[0] if x.shape[1] else x.new_zeros(1, *x.shape[2:])  # where nothing but padding is
+        return rows.index_select(0, self.slot.flatten().clamp_max(len(rows) - 1)).unflatten(0, self.slot.shape)
