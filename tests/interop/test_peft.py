@@ -259,6 +259,7 @@ def test_pefts_own_format_both_ways(kind: str, tmp_path: Path) -> None:
         ("ours", {"targets": ["in_prj"]}, r"targets must be one of 'in_proj', 'x_proj', .*did you mean 'in_proj'"),
         ("ours", {"targets": ["conv1d"]}, "targets must be one of"),
         ("ours, S4D", {"targets": ["x_proj"]}, "targets must be one of 'in_proj', 'out_proj'"),
+        ("ours", {"targets": ["layers.9.mixer.in_proj"]}, "PEFT puts no such adapters into the model: Target modules"),
         ("ours", {"targets": []}, "targets must be names of linear layers"),
         ("ours", {"targets": "in_proj"}, "targets must be names of linear layers"),
         ("ours", {"alpha": float("nan")}, "alpha of adapters must be above 0"),
@@ -306,13 +307,34 @@ def test_adapters_that_do_not_fit_leave_the_model_as_it_is(tmp_path: Path) -> No
         with pytest.raises(UserError, match=f"damaged, or of another model: .*{sentence}"):
             load_adapters(model, tmp_path / "good")
         assert torch.equal(model(IDS).logits, logits)
-    load = {"nothing": "there is no such file", "other": "is not the config of LoRA adapters", "more": "more than LoRA"}
-    write_json(tmp_path / "other" / "adapter_config.json", {"peft_type": "IA3"})
-    config = read_json(tmp_path / "good" / "adapter_config.json")
-    write_json(tmp_path / "more" / "adapter_config.json", {**config, "modules_to_save": ["head"]})
-    for folder, sentence in load.items():
-        with pytest.raises((FileProblem, UserError), match=sentence):
-            load_adapters(model, tmp_path / folder)
+    with pytest.raises(FileProblem, match="there is no such file"):
+        load_adapters(model, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"peft_type": "IA3"}, "is not the config of LoRA adapters"),
+        ({"modules_to_save": ["head"]}, r"more than LoRA adapters \(modules_to_save\)"),
+        ({"alora_invocation_tokens": [1, 2]}, r"more than LoRA adapters \(alora_invocation_tokens\)"),
+        ({"init_lora_weights": "pissa"}, r"may change the model's own weights \('pissa'\)"),
+        ({"r": "8"}, "PEFT puts no such adapters into the model"),
+        ({"layers_to_transform": [99]}, "PEFT puts no such adapters into the model: Target modules"),
+        ({"rank_pattern": {"layers.1.mixer.out_proj": -1}}, "PEFT puts no such adapters into the model: `r` should"),
+    ],
+)
+def test_configs_that_are_not_understood_leave_the_model_as_it_is(
+    changed: dict[str, object], sentence: str, tmp_path: Path
+) -> None:
+    save_adapters(learned(ours()), tmp_path)
+    write_json(tmp_path / "adapter_config.json", {**read_json(tmp_path / "adapter_config.json"), **changed})
+    model, before = ours(), ours().state_dict()
+    with pytest.raises(UserError, match=sentence):
+        load_adapters(model, tmp_path)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    add_lora(model)
 
 
 def test_without_the_package_the_way_to_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

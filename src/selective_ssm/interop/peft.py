@@ -33,7 +33,11 @@ _REFUSED = {
 _NAME = "default"  # PEFT's, of adapters that nobody has given another
 _CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
-_MORE_THAN_LORA = ("modules_to_save", "target_parameters", "trainable_token_indices")
+_MORE_THAN_LORA = (
+    *("modules_to_save", "target_parameters", "trainable_token_indices"),
+    *("layer_replication", "alora_invocation_tokens", "arrow_config", "megatron_config"),
+)
+_DRAWN = (True, False, "gaussian", "orthogonal", "eva")  # ways to begin that leave the model's own weights alone
 _PREFIX = "base_model.model."  # of names in PEFT's files: there a model stands within two of PEFT's own
 
 
@@ -181,9 +185,18 @@ def _checked_targets(model: nn.Module, targets: Sequence[str] | None) -> list[st
 
 
 def _inject(model: nn.Module, config: Any) -> None:
-    """Put new adapters into a model, in fp32 beside weights of bf16 or fp16."""
-    require("peft", "peft").inject_adapter_in_model(config, model, _NAME)
-    require("peft.tuners.tuners_utils", "peft").cast_adapter_dtype(model, _NAME)
+    """Put new adapters into a model, in fp32 beside weights of bf16 or fp16.
+
+    Raises:
+        UserError: PEFT refuses the config; there are no adapters then.
+    """
+    peft, utils = require("peft", "peft"), require("peft.tuners.tuners_utils", "peft")
+    try:
+        peft.inject_adapter_in_model(config, model, _NAME)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # of whatever a config may hold
+        _take_out(model, merge=False)
+        raise UserError(f"PEFT puts no such adapters into the model: {error}") from error
+    utils.cast_adapter_dtype(model, _NAME)
 
 
 def _take_out(model: nn.Module, *, merge: bool) -> None:
@@ -192,7 +205,7 @@ def _take_out(model: nn.Module, *, merge: bool) -> None:
         if merge:
             layer.merge()
         model.set_submodule(name, layer.get_base_layer())
-    del model.peft_config
+    vars(model).pop("peft_config", None)
 
 
 def _misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -222,9 +235,12 @@ def _read_config(path: Path) -> Any:
     peft, written = require("peft", "peft"), read_json(path)
     if not isinstance(written, dict) or written.get("peft_type") != "LORA":
         raise FileProblem(f"'{path}' is not the config of LoRA adapters")
+    theirs = "PEFT's own PeftModel loads them"
     for name in _MORE_THAN_LORA:
         if written.get(name):
-            raise UserError(f"'{path}' tells of more than LoRA adapters ({name}): PEFT's own PeftModel loads them")
+            raise UserError(f"'{path}' tells of more than LoRA adapters ({name}): {theirs}")
+    if (drawn := written.get("init_lora_weights", True)) not in _DRAWN:
+        raise UserError(f"'{path}' tells of adapters that may change the model's own weights ({drawn!r}): {theirs}")
     try:
         config = peft.LoraConfig.from_pretrained(str(path.parent))
     except (TypeError, ValueError) as error:
