@@ -253,6 +253,23 @@ def test_pefts_own_format_both_ways(kind: str, tmp_path: Path) -> None:
     assert set(trained(handed)) == set(trained(model))
 
 
+@pytest.mark.parametrize("by", ["add_lora", "transformers"])
+def test_transformers_saves_adapters_while_there_are_some_and_weights_once_merged(by: str, tmp_path: Path) -> None:
+    model, again = theirs(), theirs()
+    if by == "add_lora":
+        add_lora(model, r=4)
+    else:
+        model.add_adapter(peft.LoraConfig(r=4, target_modules=["in_proj"]))
+    for parameter in trained(model).values():
+        nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "adapters")
+    load_adapters(again, tmp_path / "adapters")
+    merged(model).save_pretrained(tmp_path / "whole")
+    whole, logits = MambaForCausalLM.from_pretrained(tmp_path / "whole"), model(IDS).logits
+    for one in (again, whole):
+        assert_close(one(IDS).logits, logits)
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "sentence"),
     [

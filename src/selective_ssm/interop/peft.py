@@ -197,6 +197,7 @@ def _inject(model: nn.Module, config: Any) -> None:
         _take_out(model, merge=False)
         raise UserError(f"PEFT puts no such adapters into the model: {error}") from error
     utils.cast_adapter_dtype(model, _NAME)
+    _tell_transformers(model, True)
 
 
 def _take_out(model: nn.Module, *, merge: bool) -> None:
@@ -206,6 +207,13 @@ def _take_out(model: nn.Module, *, merge: bool) -> None:
             layer.merge()
         model.set_submodule(name, layer.get_base_layer())
     vars(model).pop("peft_config", None)
+    _tell_transformers(model, False)
+
+
+def _tell_transformers(model: nn.Module, has_adapters: bool) -> None:
+    """What transformers' models go by when they are saved: with adapters they write those, else the weights."""
+    if hasattr(model, "_hf_peft_config_loaded"):
+        vars(model)["_hf_peft_config_loaded"] = has_adapters
 
 
 def _misfit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
