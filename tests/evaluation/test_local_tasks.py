@@ -139,3 +139,25 @@ def test_a_file_that_is_missing_or_another_set_is_refused(sets: Path, tmp_path: 
     (tmp_path / "piqa_valid.jsonl.gz").write_bytes((sets / "arc_easy_test.jsonl.gz").read_bytes())
     with pytest.raises(UserError, match="is not the set that was asked for: row 1 has no 'goal'"):
         local_task("piqa", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("piqa", "\n", "it holds no rows"),
+        ("wikitext", " \n \n", "it holds no rows"),
+        ("piqa", '{"goal": "a", "sol1": "b", "sol2": "c", "label": 7}', "row 1 cannot have 7 as its 'label'"),
+        ("hellaswag", '{"query": "a", "choices": "bc", "gold": 0}', "row 1 cannot have 'bc' as its 'choices'"),
+        ("arc_easy", '{"question": "a", "choices": ["b"], "gold": 1}', "row 1 cannot have 1 as its 'gold'"),
+        ("lambada_openai", '{"text": "a b"}\n{"text": 5}', "row 2 cannot have 5 as its 'text'"),
+        (
+            "winogrande",
+            '{"sentence": "a", "option1": "b", "option2": "c", "answer": "1"}',
+            "row 1 cannot have 'a' as its 'sentence'",
+        ),
+    ],
+)
+def test_rows_that_ask_for_nothing_are_refused(name: str, text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / LOCAL_SETS[name].file).write_bytes(gzip.compress(text.encode()))
+    with pytest.raises(UserError, match=f"is not the set that was asked for: {sentence}"):
+        local_task(name, tmp_path)

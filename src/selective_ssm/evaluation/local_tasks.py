@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from selective_ssm.data.sources import documents, records
 from selective_ssm.errors import UserError, choice, require
@@ -37,7 +37,10 @@ def local_task(name: str, data_dir: str | Path) -> Task:
     base = require("lm_eval.api.task", extra="evaluation").ConfigurableTask
     dataset = require("datasets", extra="evaluation").Dataset
     local = LOCAL_SETS[name]
-    rows = list(local.rows(Path(data_dir).expanduser() / local.file))
+    path = Path(data_dir).expanduser() / local.file
+    rows = list(local.rows(path))
+    if not rows:
+        raise UserError(f"'{path}' is not the set that was asked for: it holds no rows")
 
     class LocalTask(base):
         def download(self, *_: object, **__: object) -> None:
@@ -53,16 +56,44 @@ class _LocalSet(NamedTuple):
     """What the harness's definition of the set says of prompts, answers and metrics."""
 
 
-def _rows_with(*fields: str) -> Callable[[Path], Iterator[Mapping[str, Any]]]:
+_Check = Callable[[Any, Mapping[str, Any]], bool]
+"""Whether a field's value is what the set has there, in a row whose fields before it are."""
+
+
+def _rows_with(**fields: _Check) -> Callable[[Path], Iterator[Mapping[str, Any]]]:
     """A reader of JSON lines that must have these fields."""
 
     def rows(path: Path) -> Iterator[Mapping[str, Any]]:
         for number, record in enumerate(records(path), start=1):
-            if missing := [field for field in fields if field not in record]:
-                raise UserError(f"'{path}' is not the set that was asked for: row {number} has no '{missing[0]}'")
+            where = f"'{path}' is not the set that was asked for: row {number}"
+            for field, is_right in fields.items():
+                if field not in record:
+                    raise UserError(f"{where} has no '{field}'")
+                if not is_right(record[field], record):
+                    raise UserError(f"{where} cannot have {record[field]!r} as its '{field}'")
             yield record
 
     return rows
+
+
+def _is_text(value: Any, _: Mapping[str, Any]) -> bool:
+    return isinstance(value, str)
+
+
+def _has_gap(value: Any, _: Mapping[str, Any]) -> bool:
+    return isinstance(value, str) and "_" in value
+
+
+def _is_texts(value: Any, _: Mapping[str, Any]) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in cast("list[Any]", value))
+
+
+def _is_choice(value: Any, row: Mapping[str, Any]) -> bool:
+    return value in range(len(row["choices"]))
+
+
+def _is_in(*answers: Any) -> _Check:
+    return lambda value, _: value in answers
 
 
 def _pages(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -75,7 +106,8 @@ def _pages(path: Path) -> Iterator[Mapping[str, Any]]:
                 yield {"page": "\n".join(page)}
             page = []
         page.append(line)
-    yield {"page": "\n".join(page)}
+    if any(map(str.strip, page)):
+        yield {"page": "\n".join(page)}
 
 
 _TITLE = re.compile(r"= (?!=).*(?<!=) =")
@@ -143,16 +175,22 @@ def _wikitext() -> dict[str, Any]:
     }
 
 
-_ARC_FIELDS = ("question", "choices", "gold")
+_ARC_ROWS = _rows_with(question=_is_text, choices=_is_texts, gold=_is_choice)
 
 LOCAL_SETS: dict[str, _LocalSet] = {
-    "lambada_openai": _LocalSet("lambada_openai_test.jsonl.gz", _rows_with("text"), _lambada),
-    "hellaswag": _LocalSet("hellaswag_val_1000.jsonl.gz", _rows_with("query", "choices", "gold"), _hellaswag),
-    "piqa": _LocalSet("piqa_valid.jsonl.gz", _rows_with("goal", "sol1", "sol2", "label"), _piqa),
-    "arc_easy": _LocalSet("arc_easy_test.jsonl.gz", _rows_with(*_ARC_FIELDS), _arc),
-    "arc_challenge": _LocalSet("arc_challenge_test.jsonl.gz", _rows_with(*_ARC_FIELDS), _arc),
+    "lambada_openai": _LocalSet("lambada_openai_test.jsonl.gz", _rows_with(text=_is_text), _lambada),
+    "hellaswag": _LocalSet(
+        "hellaswag_val_1000.jsonl.gz", _rows_with(query=_is_text, choices=_is_texts, gold=_is_choice), _hellaswag
+    ),
+    "piqa": _LocalSet(
+        "piqa_valid.jsonl.gz", _rows_with(goal=_is_text, sol1=_is_text, sol2=_is_text, label=_is_in(0, 1)), _piqa
+    ),
+    "arc_easy": _LocalSet("arc_easy_test.jsonl.gz", _ARC_ROWS, _arc),
+    "arc_challenge": _LocalSet("arc_challenge_test.jsonl.gz", _ARC_ROWS, _arc),
     "winogrande": _LocalSet(
-        "winogrande_xl_dev.jsonl.gz", _rows_with("sentence", "option1", "option2", "answer"), _winogrande
+        "winogrande_xl_dev.jsonl.gz",
+        _rows_with(sentence=_has_gap, option1=_is_text, option2=_is_text, answer=_is_in("1", "2")),
+        _winogrande,
     ),
     "wikitext": _LocalSet("wiki.test.tokens.gz", _pages, _wikitext),
 }
