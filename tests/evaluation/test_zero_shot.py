@@ -11,6 +11,7 @@ import lm_eval
 import lm_eval.tasks
 import pytest
 from datasets import Dataset
+from lm_eval.api import metrics
 from lm_eval.api import task as harness_task
 from lm_eval.api.metrics import mean_stderr
 from lm_eval.tasks import TaskManager
@@ -109,10 +110,10 @@ def test_standard_errors_are_the_harness_own(model: LanguageModel, sets: Path) -
 
 def test_the_error_of_a_perplexity_is_that_of_its_exponent() -> None:
     logprobs = [-1.0, -2.0, -1.5, -0.5, -2.5]
-    found = zero_shot._standard_error("perplexity", logprobs)
+    found = zero_shot._standard_error(metrics.perplexity, logprobs)
     step = mean_stderr(logprobs)
     assert found == pytest.approx((math.exp(1.5 + step * 1e-4) - math.exp(1.5)) * 1e4, rel=1e-3)
-    assert zero_shot._standard_error("weighted_perplexity", logprobs) is None
+    assert zero_shot._standard_error(metrics.weighted_perplexity, logprobs) is None
 
 
 @pytest.mark.usefixtures("paper")
@@ -130,6 +131,20 @@ def test_without_a_folder_the_hub_is_asked(model: LanguageModel, sets: Path) -> 
     }
     local = by_name(evaluate_tasks(model, BYTES, ["piqa"], data_dir=sets))
     assert {result.value for result in found.values()} == {result.value for result in local.values()}
+
+
+@pytest.mark.usefixtures("hub")
+def test_metrics_whose_mean_goes_without_saying_have_standard_errors_too(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the metrics in the harness's own definitions, a quarter names no aggregation."""
+    lines = (Path(lm_eval.__file__).parent / "tasks" / "piqa" / "piqa.yaml").read_text().splitlines(keepends=True)
+    (tmp_path / "piqa.yaml").write_text("".join(line for line in lines if "aggregation:" not in line))
+    manager = partial(TaskManager, include_defaults=False, include_path=tmp_path)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", manager)
+    results = evaluate_tasks(model, BYTES, ["piqa"])
+    assert len(results) == 2
+    assert all(result.stderr is not None for result in results)
 
 
 @pytest.mark.usefixtures("hub")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from selective_ssm.data.tokenizers import Tokenizer
 from selective_ssm.errors import UserError, nearest, require
@@ -16,6 +16,7 @@ from selective_ssm.evaluation.published import published
 from selective_ssm.models import LanguageModel
 
 if TYPE_CHECKING:
+    from lm_eval.api.task import Task
     from lm_eval.tasks.manager import TaskDict
 
 _FEWSHOT_SEED = 1234  # the harness's own
@@ -82,7 +83,7 @@ def evaluate_tasks(
     # The harness would find standard errors of perplexities by resampling, in processes of its own.
     found = evaluator.evaluate(answers, loaded, limit=limit, bootstrap_iters=0)
     paper = published(model.config) if data_dir is None else {}
-    return [result for name in found["n-samples"] for result in _results(found, name, paper)]
+    return [result for name in found["n-samples"] for result in _results(found, name, loaded["tasks"][name], paper)]
 
 
 def _from_files(tasks: Sequence[str], data_dir: str | Path) -> TaskDict:
@@ -108,10 +109,12 @@ def _from_hub(tasks: Sequence[str]) -> TaskDict:
     return loaded
 
 
-def _results(found: Mapping[str, Any], name: str, paper: Mapping[tuple[str, str], float]) -> Iterator[TaskResult]:
+def _results(
+    found: Mapping[str, Any], name: str, task: Task, paper: Mapping[tuple[str, str], float]
+) -> Iterator[TaskResult]:
     """The results of a task, out of what the harness returns."""
     count = found["n-samples"][name]
-    aggregations = {one["metric"]: one.get("aggregation") for one in found["configs"][name].get("metric_list", ())}
+    aggregations = cast("Mapping[str, object]", task.aggregation())
     for key, value in found["results"][name].items():
         metric, _, chosen = key.partition(",")
         if not chosen or metric.endswith("_stderr"):
@@ -130,8 +133,9 @@ def _results(found: Mapping[str, Any], name: str, paper: Mapping[tuple[str, str]
 
 def _standard_error(aggregation: object, values: Sequence[Any]) -> float | None:
     """Of a mean, √(Σ(x − x̄)² / (n − 1) / n); of exp(−mean), that times exp(−mean), to first order."""
-    if aggregation not in ("mean", "perplexity") or len(values) < 2:
+    known = require("lm_eval.api.metrics", extra="evaluation")
+    if aggregation not in (known.mean, known.perplexity) or len(values) < 2:
         return None
     mean = math.fsum(values) / len(values)
     of_mean = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
-    return of_mean if aggregation == "mean" else of_mean * math.exp(-mean)
+    return of_mean if aggregation is known.mean else of_mean * math.exp(-mean)
