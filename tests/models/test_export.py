@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selective_ssm.layers import MambaConfig, MLPConfig, S4DConfig
+from selective_ssm.errors import UserError
+from selective_ssm.layers import AttentionConfig, MambaConfig, MixerConfig, MLPConfig, RWKVConfig, S4DConfig
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 from selective_ssm.models.export import Exported, export
 
@@ -62,3 +63,12 @@ def test_the_operators_stay_whole(exported: Place) -> None:
     for program, name in ((programs.prefill, "selective_scan"), (programs.step, "selective_scan_step")):
         shown = " ".join(str(module.code) for module in program.graph_module.modules() if hasattr(module, "code"))
         assert f"torch.ops.selective_ssm.{name}.default" in shown
+
+
+@pytest.mark.parametrize(
+    ("mixer", "sentence"),
+    [(AttentionConfig(), "grows with the text"), (RWKVConfig(), "mixers of rwkv make no program for any batch")],
+)
+def test_what_reads_by_the_length_is_refused_in_words(mixer: MixerConfig, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        export(LanguageModel(dataclasses.replace(RELEASED, pattern=(mixer,))))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from selective_ssm.errors import UserError
 from selective_ssm.models.language import LanguageModel, LanguageModelOutput
 from selective_ssm.models.state import ModelState
 
@@ -46,6 +47,10 @@ def export(model: LanguageModel) -> Exported:
     Returns:
         The two programs; `torch.export.save` writes one.
 
+    Raises:
+        UserError: the state of a mixer grows with the text, as attention's, or its Python depends on how long a text
+            is, as that of S4, RWKV and RetNet.
+
     Example:
         >>> from selective_ssm.models import LanguageModelConfig
         >>> model = LanguageModel(LanguageModelConfig(d_model=16, n_layer=1, vocab_size=257)).eval()
@@ -56,6 +61,8 @@ def export(model: LanguageModel) -> Exported:
         >>> state["position"].tolist()
         [21, 21, 21]
     """
+    if model.init_state(1, 1).nbytes != model.init_state(1, 2).nbytes:
+        raise UserError("programs are for states of one size, and this model's grows with the text, as attention's")
     frozen = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
     model = copy.deepcopy(model, frozen)  # the programs must run as they were traced: where nothing has a gradient
     return Exported(_program(model, model.prefill, (2, 2)), _program(model, model.step, (2,)))
@@ -87,5 +94,10 @@ def _program(
     sizes = batch if ids.ndim == 1 else {**batch, 1: Dim("length", min=1)}
     tensors = state.tensors()
     dynamic = (sizes, dict.fromkeys(tensors, batch))
-    with torch.no_grad():
-        return torch.export.export(_Flat(model, function), (ids, tensors), dynamic_shapes=dynamic)
+    try:
+        with torch.no_grad():
+            return torch.export.export(_Flat(model, function), (ids, tensors), dynamic_shapes=dynamic)
+    except RuntimeError as error:  # torch has a class for each of many reasons, none of them public
+        kinds = ", ".join(sorted({mixer.kind for mixer in model.config.layers}))
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"mixers of {kinds} make no program for any batch and length: {reason}") from error
