@@ -30,7 +30,7 @@ def pairs() -> list[Pair]:
     def drawn(most: int) -> list[int]:
         return [random.randrange(3) for _ in range(random.randint(1, most))]
 
-    return [(drawn(12), drawn(6)) for _ in range(60)]
+    return [(drawn(12), drawn(6)) for _ in range(30)]
 
 
 def beginnings(pairs: list[Pair]) -> set[tuple[int, ...]]:
