@@ -167,6 +167,8 @@ def _wishes(options: Mapping[str, Any]) -> dict[str, Any]:
     wishes = {"max_new_tokens": known.pop("max_gen_toks"), "stop": [stop for stop in known.pop("until") if stop]}
     temperature = known.pop("temperature", 1.0)
     wishes["temperature"] = temperature if draws else 0.0
+    if known.get("num_beams") == 1:  # some tasks say so: one beam is what is written here
+        del known["num_beams"]
     for name in known:
         choice("option of a generation", name, _SAMPLING)
     return wishes | known
