@@ -119,6 +119,17 @@ def test_two_chunks_are_one_pass(case: str, batch: int, length: int, cut: int) -
 
 
 @every_case
+def test_no_rows_are_rows_too(case: str) -> None:
+    mixer, x = build(case), random_input(0, 5)
+    y, state = mixer(x, return_state=True)
+    assert y.shape == x.shape
+    y, state = mixer(x, state, return_state=True)
+    assert all(len(part) == 0 for part in state)
+    y.sum().backward()
+    assert by_steps(mixer, x)[0].shape == x.shape
+
+
+@every_case
 @settings(max_examples=6)
 @given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5))
 def test_packed_sequences_are_separate_ones(case: str, lengths: Sequence[int]) -> None:

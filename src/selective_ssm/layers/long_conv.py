@@ -29,8 +29,8 @@ def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
         >>> causal_convolution(x, kernel)[0, :, 0].round().tolist()
         [1.0, 11.0, 111.0]
     """
-    length = x.shape[1]
-    if length == 0:
+    rows, length = x.shape[:2]
+    if rows == 0 or length == 0:  # of which there is no FFT
         return x
     size = _fast_size(2 * length)  # so long that nothing wraps around
     spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel.T, n=size, dim=0)
