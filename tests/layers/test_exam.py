@@ -328,6 +328,17 @@ def test_a_mixer_built_on_the_meta_device_is_initialised_alike(case: str) -> Non
 
 
 @every_case
+def test_shapes_are_known_without_values(case: str) -> None:
+    nowhere = torch.device("meta")
+    mixer, x = build(case).to(nowhere), random_input(2, 5).to(nowhere)
+    y, _ = mixer(x, return_state=True)
+    assert y.shape == x.shape
+    state = mixer.init_state(2, nowhere, x.dtype, max_length=1)
+    with torch.no_grad():
+        assert mixer.step(x[:, 0], state)[0].shape == x[:, 0].shape
+
+
+@every_case
 def test_a_copy_is_whole_and_independent(case: str) -> None:
     mixer, x = build(case), random_input(1, 4)
     y = mixer(x)[0]

@@ -18,7 +18,7 @@ from selective_ssm.errors import UserError, choice
 from selective_ssm.layers.cache import Reading, append, empty_cache, visible
 from selective_ssm.layers.checks import require_positive
 from selective_ssm.layers.linear import Linear
-from selective_ssm.layers.mixer import Mixer, MixerConfig, State, in_float32, reset_linear
+from selective_ssm.layers.mixer import Mixer, MixerConfig, State, in_float32, reset_linear, without_autocast
 from selective_ssm.layers.rotary import rotate
 from selective_ssm.ops import checks
 from selective_ssm.ops.slots import Slots
@@ -145,5 +145,5 @@ class GAU(Mixer):
         a, b = (in_float32(vector).expand(1, 1, 1, -1) for vector in (self.a, self.b))
         of_queries = rotate(a, place)[:, :, 0]
         of_keys = rotate(b, torch.arange(keys, device=place.device)[None])[0, :, 0]
-        with torch.autocast(place.device.type, enabled=False):
+        with without_autocast(place.device):
             return of_queries @ of_keys.T

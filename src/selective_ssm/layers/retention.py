@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from selective_ssm.layers.mixer import in_float32
+from selective_ssm.layers.mixer import in_float32, without_autocast
 from selective_ssm.ops.sequences import Order, Segments, boundaries, cut
 
 
@@ -104,5 +104,5 @@ def retain_step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:
     one = torch.ones(1, device=state.device, dtype=torch.int64)
     q, k, v = (x.to(state.dtype) for x in (q, k, v))
     state.mul_(powers(one, state.shape[1]).to(state.dtype)[..., None]).addcmul_(k[..., None], v[..., None, :])
-    with torch.autocast(state.device.type, enabled=False):
+    with without_autocast(state.device):
         return (q[..., None, :] @ state)[..., 0, :] / math.sqrt(q.shape[-1])
