@@ -328,6 +328,22 @@ def test_a_mixer_built_on_the_meta_device_is_initialised_alike(case: str) -> Non
 
 
 @every_case
+def test_nothing_is_copied_from_the_host(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU it would be waited for, and no CUDA graph could hold it."""
+    mixer, x = build(case), random_input(2, 5)
+    state = mixer.init_state(2, x.device, x.dtype, max_length=6)
+
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("a tensor made of a list")
+
+    monkeypatch.setattr(torch, "tensor", refuse)
+    y, state = mixer(x, state, return_state=True)
+    y.sum().backward()
+    with torch.no_grad():
+        mixer.step(x[:, 0], tuple(part.detach() for part in state))
+
+
+@every_case
 def test_shapes_are_known_without_values(case: str) -> None:
     nowhere = torch.device("meta")
     mixer, x = build(case).to(nowhere), random_input(2, 5).to(nowhere)

@@ -39,5 +39,5 @@ def shifted_step(x: Tensor, last: Tensor, *, state_indices: Tensor | None) -> Te
 
 
 def _earlier(x: Tensor) -> Tensor:
-    """A convolution's weight, (D, 2)."""
-    return torch.tensor([1.0, 0.0], device=x.device, dtype=x.dtype).repeat(x.shape[-1], 1)
+    """A convolution's weight, (D, 2): 1 for the earlier input, 0 for the other."""
+    return torch.eye(1, 2, device=x.device, dtype=x.dtype).repeat(x.shape[-1], 1)
