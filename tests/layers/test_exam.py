@@ -349,9 +349,11 @@ def test_shapes_are_known_without_values(case: str) -> None:
     mixer, x = build(case).to(nowhere), random_input(2, 5).to(nowhere)
     y, _ = mixer(x, return_state=True)
     assert y.shape == x.shape
-    state = mixer.init_state(2, nowhere, x.dtype, max_length=1)
-    with torch.no_grad():
-        assert mixer.step(x[:, 0], state)[0].shape == x[:, 0].shape
+    some = torch.empty(2, dtype=torch.int64, device=nowhere)
+    for slots, indices in ((2, None), (3, some)):
+        state = mixer.init_state(slots, nowhere, x.dtype, max_length=1)
+        with torch.no_grad():
+            assert mixer.step(x[:, 0], state, state_indices=indices)[0].shape == x[:, 0].shape
 
 
 @every_case

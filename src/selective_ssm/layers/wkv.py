@@ -12,7 +12,7 @@ from torch import Tensor
 
 from selective_ssm.ops import sequences
 from selective_ssm.ops.sequences import Order, Segments
-from selective_ssm.ops.slots import step_in_slots
+from selective_ssm.ops.slots import Slots
 
 _STEPS = 16
 _NOTHING = -1e30
@@ -119,17 +119,10 @@ def wkv_step(
     k: Tensor, v: Tensor, fade: Tensor, bonus: Tensor, state: Tensor, state_indices: Tensor | None = None
 ) -> Tensor:
     """One token a row: as `wkv`, with k, v and the result (B, D); the state (slots, 3, D) is updated in place."""
-
-    def some(held: Tensor, rows: Tensor) -> Tensor:
-        return _step(k[rows], v[rows], fade, bonus, held)
-
-    return _step(k, v, fade, bonus, state) if state_indices is None else step_in_slots(state, state_indices, v, some)
-
-
-def _step(k: Tensor, v: Tensor, fade: Tensor, bonus: Tensor, state: Tensor) -> Tensor:
-    before, token = Average(*state.unbind(1)), Average.of(k, v)
+    slots = Slots.named(state_indices, len(k), state)
+    before, token = Average(*slots.take(state).unbind(1)), Average.of(k, v)
     y = before.and_of(token.faded(-bonus)).mean()
-    state.copy_(torch.stack(before.faded(fade).and_of(token), 1))
+    slots.put(state, torch.stack(before.faded(fade).and_of(token), 1))
     return y
 
 
