@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from selective_ssm.cli import main
-from selective_ssm.models import LanguageModel
+from selective_ssm.layers import PlainConfig, S4DConfig
+from selective_ssm.models import LanguageModel, LanguageModelConfig
 
 
 def test_the_largest_preset_takes_no_time(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +28,13 @@ def test_a_state_that_grows_is_told_by_the_token(capsys: pytest.CaptureFixture[s
     shown = " ".join(capsys.readouterr().out.split())
     assert "104 bytes, and 73,728 a token" in shown  # keys and values of 12 layers, 768 wide, in fp32
     assert "104 bytes, and 36,864 a token" in shown
+
+
+def test_a_model_that_looks_ahead_has_no_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pattern = (PlainConfig(ssm=S4DConfig(d_state=4, bidirectional=True)),)
+    LanguageModel(LanguageModelConfig(d_model=4, n_layer=1, vocab_size=8, pattern=pattern)).save_pretrained(tmp_path)
+    assert main(["info", str(tmp_path)]) == 0
+    assert "none" in capsys.readouterr().out
 
 
 def test_a_checkpoint_is_described_part_by_part(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,8 @@ CASES: dict[str, MixerConfig] = {
     "s4d": MambaConfig(ssm=S4DConfig(d_state=8)),
     "s4d inv": MambaConfig(ssm=S4DConfig(d_state=8, a_init="inv", discretization="euler"), ssm_norm=True),
     "s4d real": MambaConfig(ssm=S4DConfig(d_state=4, a_init="real", skip=False)),
+    "s4d of both directions": PlainConfig(ssm=S4DConfig(d_state=8, bidirectional=True)),
+    "s4d real of both directions": MambaConfig(ssm=S4DConfig(d_state=4, a_init="real", skip=False, bidirectional=True)),
     "s4": MambaConfig(ssm=S4Config(d_state=8)),
     "s4 without a skip": MambaConfig(ssm=S4Config(d_state=2, skip=False), expand=1),
     "h3": H3Config(d_shift=4, ssm=S4DConfig(d_state=8)),
@@ -94,6 +96,12 @@ def build(case: str, dtype: torch.dtype = torch.float64) -> Mixer:
         for parameter in mixer.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return mixer
+
+
+def is_causal(config: MixerConfig) -> bool:
+    """Whether no output depends on what follows, and so there is a state."""
+    ssm = config.ssm if isinstance(config, MambaConfig | PlainConfig | H3Config) else None
+    return not (isinstance(ssm, S4DConfig) and ssm.bidirectional)
 
 
 def state_bytes(config: MixerConfig, *, tokens: int = 0, activation: int = 4) -> int:

@@ -16,12 +16,16 @@ from selective_ssm.config import from_tagged, to_tagged
 from selective_ssm.errors import UserError
 from selective_ssm.layers import KINDS, MIXERS, SSMS, H3Config, MambaConfig, Mixer, PlainConfig, State, build_mixer
 from selective_ssm.ops import dispatch
-from tests.layers.cases import CASES, D_MODEL, build, state_bytes
+from tests.layers.cases import CASES, D_MODEL, build, is_causal, state_bytes
 from tests.tolerance import assert_close_to_float64
 
 ROOM = 32  # tokens, for states that grow
 
+CAUSAL = [case for case, config in CASES.items() if is_causal(config)]
+
 every_case = pytest.mark.parametrize("case", CASES)
+every_causal_case = pytest.mark.parametrize("case", CAUSAL)
+every_other_case = pytest.mark.parametrize("case", [case for case in CASES if case not in CAUSAL])
 
 
 def grows(case: str) -> bool:
@@ -37,8 +41,8 @@ def nbytes(state: State) -> int:
     return sum(part.nbytes for part in state)
 
 
-every_growing_case = pytest.mark.parametrize("case", [case for case in CASES if grows(case)])
-every_constant_case = pytest.mark.parametrize("case", [case for case in CASES if not grows(case)])
+every_growing_case = pytest.mark.parametrize("case", [case for case in CAUSAL if grows(case)])
+every_constant_case = pytest.mark.parametrize("case", [case for case in CAUSAL if not grows(case)])
 
 
 def random_input(batch: int, length: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -90,7 +94,7 @@ def test_every_kind_sits_the_exam() -> None:
     assert inside == set(SSMS)
 
 
-@every_case
+@every_causal_case
 def test_forward_is_as_many_steps(case: str) -> None:
     mixer, x = build(case), random_input(2, 9)
     before = random_state(mixer, 2)
@@ -100,13 +104,13 @@ def test_forward_is_as_many_steps(case: str) -> None:
     assert_same_states(stepped_end, end)
 
 
-@every_case
+@every_causal_case
 def test_no_state_is_the_state_before_the_first_token(case: str) -> None:
     mixer, x = build(case), random_input(2, 9)
     assert_same(by_steps(mixer, x)[0], mixer(x)[0])
 
 
-@every_case
+@every_causal_case
 @settings(max_examples=8)
 @given(batch=st.integers(1, 3), length=st.integers(0, 70), cut=st.integers(0, 70))
 def test_two_chunks_are_one_pass(case: str, batch: int, length: int, cut: int) -> None:
@@ -118,7 +122,7 @@ def test_two_chunks_are_one_pass(case: str, batch: int, length: int, cut: int) -
     assert_same_states(last, end)
 
 
-@every_case
+@every_causal_case
 def test_no_rows_are_rows_too(case: str) -> None:
     mixer, x = build(case), random_input(0, 5)
     y, state = mixer(x, return_state=True)
@@ -129,7 +133,7 @@ def test_no_rows_are_rows_too(case: str) -> None:
     assert by_steps(mixer, x)[0].shape == x.shape
 
 
-@every_case
+@every_causal_case
 @settings(max_examples=6)
 @given(lengths=st.lists(st.integers(0, 20), min_size=1, max_size=5))
 def test_packed_sequences_are_separate_ones(case: str, lengths: Sequence[int]) -> None:
@@ -147,7 +151,7 @@ def test_packed_sequences_are_separate_ones(case: str, lengths: Sequence[int]) -
     assert_same(unresumed[:, -3:], mixer(x[:, -3:])[0])
 
 
-@every_case
+@every_causal_case
 def test_a_later_input_never_moves_an_earlier_output(case: str) -> None:
     mixer, x = build(case), random_input(1, 12)
     moved = x.clone()
@@ -155,6 +159,26 @@ def test_a_later_input_never_moves_an_earlier_output(case: str) -> None:
     y, y_moved = mixer(x)[0], mixer(moved)[0]
     assert_same(y_moved[:, :7], y[:, :7])
     assert not torch.allclose(y_moved[:, 7:], y[:, 7:])
+
+
+@every_other_case
+def test_what_looks_ahead_has_no_state(case: str) -> None:
+    mixer, x = build(case), random_input(1, 12)
+    moved = x.clone()
+    moved[:, -1] += 1
+    assert not torch.isclose(mixer(x)[0], mixer(moved)[0]).all(-1).any()
+    with pytest.raises(UserError, match="no state and no step"):
+        mixer(x, return_state=True)
+    with pytest.raises(UserError, match="no state and no step"):
+        mixer.init_state(1, x.device, x.dtype)
+
+
+@every_other_case
+def test_what_looks_ahead_looks_no_further_than_its_sequence(case: str) -> None:
+    lengths = [5, 0, 1, 17, 6]
+    mixer, x = build(case), random_input(1, sum(lengths))
+    y, _ = mixer(x, cu_seqlens=torch.tensor([0, *lengths]).cumsum(0))
+    assert_same(y, torch.cat([mixer(piece)[0] for piece in x.split(lengths, dim=1)], 1))
 
 
 def measured(state: State) -> list[Tensor]:
@@ -179,7 +203,7 @@ def gradients(mixer: Mixer, x: Tensor, before: State, cuts: Sequence[int]) -> li
     return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
 
 
-@every_case
+@every_causal_case
 def test_gradients_flow_through_a_state(case: str) -> None:
     mixer, x = build(case), random_input(2, 10)
     before = random_state(mixer, 2)
@@ -209,7 +233,7 @@ def test_gradients_are_those_of_finite_differences(case: str) -> None:
     assert slope.item() == pytest.approx(measured.item(), rel=1e-7, abs=1e-9)
 
 
-@every_case
+@every_causal_case
 def test_forward_leaves_its_state_untouched(case: str) -> None:
     mixer, x = build(case), random_input(2, 5)
     before = random_state(mixer, 2)
@@ -252,7 +276,7 @@ def test_a_step_is_refused_where_there_is_no_room(case: str) -> None:
         by_steps(mixer, x, mixer.init_state(2, x.device, x.dtype))
 
 
-@every_case
+@every_causal_case
 def test_rows_use_the_slots_they_name(case: str) -> None:
     mixer, x = build(case), random_input(3, 1)[:, 0]
     slots = random_state(mixer, 5)
@@ -276,7 +300,7 @@ def test_strides_do_not_matter(case: str) -> None:
     assert_same(mixer(x)[0], mixer(x.contiguous())[0])
 
 
-@every_case
+@every_causal_case
 def test_single_precision_is_as_good_by_steps_as_at_once(case: str) -> None:
     mixer, x = build(case, torch.float32), random_input(2, 63, torch.float32)
     exact = copy.deepcopy(mixer).double()(x.double())[0]
@@ -285,7 +309,7 @@ def test_single_precision_is_as_good_by_steps_as_at_once(case: str) -> None:
     assert_close_to_float64(mixer(x)[0], y, exact, name="stateless forward")
 
 
-@every_case
+@every_causal_case
 @pytest.mark.parametrize("backend", [name for name in dispatch.BACKENDS if name != "reference"])
 def test_backends_agree_with_the_reference(case: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mixer, x = build(case, torch.float32), random_input(2, 40, torch.float32)
@@ -299,7 +323,7 @@ def test_backends_agree_with_the_reference(case: str, backend: str, monkeypatch:
     assert_close_to_float64(actual, reference, exact)
 
 
-@every_case
+@every_causal_case
 def test_autocast_is_as_good_as_low_precision_weights(case: str) -> None:
     mixer, x = build(case, torch.float32), random_input(2, 20, torch.float32)
     exact = copy.deepcopy(mixer).double()(x.double())[0]
@@ -327,7 +351,7 @@ def test_a_mixer_built_on_the_meta_device_is_initialised_alike(case: str) -> Non
         assert made.isfinite().all(), name
 
 
-@every_case
+@every_causal_case
 def test_nothing_is_copied_from_the_host(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU it would be waited for, and no CUDA graph could hold it."""
     mixer, x = build(case), random_input(2, 5)
@@ -343,7 +367,7 @@ def test_nothing_is_copied_from_the_host(case: str, monkeypatch: pytest.MonkeyPa
         mixer.step(x[:, 0], tuple(part.detach() for part in state))
 
 
-@every_case
+@every_causal_case
 def test_shapes_are_known_without_values(case: str) -> None:
     nowhere = torch.device("meta")
     mixer, x = build(case).to(nowhere), random_input(2, 5).to(nowhere)

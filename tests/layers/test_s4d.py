@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,32 @@ def test_the_kernel_is_the_answer_to_an_impulse(config: S4DConfig) -> None:
     terms = torch.stack([(C * A_bar**power * B_bar).sum(1) for power in range(30)], 1)
     expected = terms if s4d.A_imag is None else 2 * terms.real
     torch.testing.assert_close(s4d.kernel(30), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.a_init} {config.discretization}")
+@pytest.mark.parametrize("length", [1, 2, 37])
+def test_both_directions_are_a_recurrence_each(config: S4DConfig, length: int) -> None:
+    """What comes before by C, what follows by C_ahead, and the token itself with the former alone."""
+    both = S4D(replace(config, bidirectional=True), width=3, d_model=3).double()
+    one = S4D(config, width=3, d_model=3).double()
+    one.load_state_dict(both.state_dict(), strict=False)
+    x, z = torch.randn(2, 2, length, 3, dtype=torch.float64)
+    past = one(x)[0]
+    with torch.no_grad():
+        one.C.copy_(both.C_ahead)
+        one.D.zero_()
+    future = one(x.flip(1))[0].flip(1)
+    expected = (past + torch.cat([future[:, 1:], torch.zeros_like(future[:, :1])], 1)) * torch.nn.functional.silu(z)
+    torch.testing.assert_close(both(x, z)[0], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_both_directions_refuse_what_came_before() -> None:
+    s4d = S4D(S4DConfig(d_state=4, bidirectional=True), width=3, d_model=3)
+    state = S4D(S4DConfig(d_state=4), width=3, d_model=3).init_state(1, torch.device("cpu"), torch.float32)
+    with pytest.raises(UserError, match="s4d: a bidirectional S4D depends on what follows"):
+        s4d(torch.zeros(1, 2, 3), None, state)
+    with pytest.raises(UserError, match="s4d: a bidirectional S4D depends on what follows"):
+        s4d.step(torch.zeros(1, 3), None, state)
 
 
 def test_initialisations_of_a() -> None:

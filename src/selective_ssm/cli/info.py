@@ -58,6 +58,10 @@ def _config(name: str) -> LanguageModelConfig:
 
 
 def _state(model: LanguageModel) -> str:
+    try:
+        model.init_state(1)
+    except UserError:  # it reads whole texts only
+        return "none"
     nothing, a_token = (model.init_state(1, max_length=tokens).nbytes for tokens in (0, 1))
     growth = f", and {a_token - nothing:,} a token" if a_token > nothing else ""
     return f"{nothing:,} bytes{growth}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from selective_ssm.layers.mixer import State
@@ -29,11 +30,41 @@ def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
         >>> causal_convolution(x, kernel)[0, :, 0].round().tolist()
         [1.0, 11.0, 111.0]
     """
+    return _convolved(x, F.pad(kernel, (0, _unwrapped(x) - x.shape[1])))
+
+
+def two_sided_convolution(x: Tensor, kernel: Tensor, ahead: Tensor) -> Tensor:
+    """y_t = sum_j K_j x_{t - j} + sum_j K'_j x_{t + 1 + j}, with nothing before the first token and after the last.
+
+    Args:
+        x: (B, L, D) fp32 or float64.
+        kernel: K (D, L) of x's dtype.
+        ahead: K' (D, L) likewise.
+
+    Returns:
+        y (B, L, D).
+
+    Example:
+        >>> x, kernel = torch.ones(1, 3, 1), torch.tensor([[1.0, 10.0, 100.0]])
+        >>> two_sided_convolution(x, kernel, 2 * kernel)[0, :, 0].round().tolist()
+        [23.0, 13.0, 111.0]
+    """
+    between = kernel.new_zeros(len(kernel), _unwrapped(x) - 2 * x.shape[1])
+    return _convolved(x, torch.cat([kernel, between, ahead.flip(-1)], 1))
+
+
+def _unwrapped(x: Tensor) -> int:
+    """So long that nothing of x (B, L, D) wraps around."""
+    return _fast_size(2 * x.shape[1])
+
+
+def _convolved(x: Tensor, kernel: Tensor) -> Tensor:
+    """The first L outputs of the circular convolution of x (B, L, D), zeros after it, with a kernel (D, T), T >= L."""
     rows, length = x.shape[:2]
     if rows == 0 or length == 0:  # of which there is no FFT
         return x
-    size = _fast_size(2 * length)  # so long that nothing wraps around
-    spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel.T, n=size, dim=0)
+    size = kernel.shape[1]
+    spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel.T, dim=0)
     return torch.fft.irfft(spectrum, n=size, dim=1)[:, :length]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selective_ssm.errors import choice
+from selective_ssm.errors import UserError, choice
 from selective_ssm.layers.diagonal import (
     DiagonalConfig,
     diagonal,
@@ -22,7 +22,7 @@ from selective_ssm.layers.diagonal import (
     weighted_by_powers,
     zero_delta,
 )
-from selective_ssm.layers.long_conv import causal_convolution, latest_first, run_packed
+from selective_ssm.layers.long_conv import causal_convolution, latest_first, run_packed, two_sided_convolution
 from selective_ssm.layers.mixer import State, in_float32
 from selective_ssm.layers.ssm import InnerSSM
 from selective_ssm.ops import selective_scan, selective_scan_step
@@ -40,6 +40,7 @@ class S4DConfig(DiagonalConfig):
         skip: whether D·x is added to the output.
         dt_min: smallest Δ drawn at the start.
         dt_max: largest Δ drawn at the start.
+        bidirectional: whether an output depends on what follows, too. There is no state then: sequences are read whole.
     """
 
     kind: ClassVar[str] = "s4d"
@@ -47,6 +48,7 @@ class S4DConfig(DiagonalConfig):
     d_state: int = 64
     a_init: Literal["real", "lin", "inv"] = "lin"
     discretization: Literal["euler", "zoh"] = "zoh"
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
         choice("a_init", self.a_init, ("real", "lin", "inv"))
@@ -65,6 +67,9 @@ class S4D(InnerSSM):
     state h₀ before it adds C Ā^(t+1) h₀. Packed sequences are padded rows of such; where the state is real they run as
     a scan, whose kernels take packs as they are.
 
+    A bidirectional one adds Σ_{j ≥ 0} K'_j x_{t+1+j} with a kernel K' that has a C of its own, C_ahead, and all else in
+    common with K. It refuses states and steps.
+
     Source: Gu et al., "On the Parameterization and Initialization of Diagonal State Space Models" (arXiv 2206.11893).
 
     Example:
@@ -74,7 +79,7 @@ class S4D(InnerSSM):
         (torch.Size([2, 5, 6]), torch.Size([2, 6, 2]), torch.complex64)
     """
 
-    no_weight_decay: ClassVar[frozenset[str]] = frozenset({"A_log", "A_imag", "C", "D", "log_dt"})
+    no_weight_decay: ClassVar[frozenset[str]] = frozenset({"A_log", "A_imag", "C", "C_ahead", "D", "log_dt"})
 
     def __init__(self, config: S4DConfig, width: int, d_model: int) -> None:
         super().__init__()
@@ -82,6 +87,7 @@ class S4D(InnerSSM):
         self.A_log = nn.Parameter(torch.empty(width, config.states))
         self.A_imag = nn.Parameter(torch.empty(width, config.states)) if config.is_complex else None
         self.C = nn.Parameter(torch.empty(width, config.d_state))
+        self.C_ahead = nn.Parameter(torch.empty(width, config.d_state)) if config.bidirectional else None
         self.D = nn.Parameter(torch.empty(width)) if config.skip else None
         self.log_dt = nn.Parameter(torch.empty(width))
         self.reset_parameters()
@@ -97,12 +103,15 @@ class S4D(InnerSSM):
             imaginary = math.pi * n if self.config.a_init == "lin" else size / math.pi * (size / (2 * n + 1) - 1)
             nn.init.constant_(self.A_log, math.log(0.5))
             self.A_imag.copy_(imaginary.expand_as(self.A_imag))
-        nn.init.normal_(self.C, std=math.sqrt(0.5) if self.config.is_complex else 1.0)
+        for C in (self.C, self.C_ahead):
+            if C is not None:
+                nn.init.normal_(C, std=math.sqrt(0.5) if self.config.is_complex else 1.0)
         if self.D is not None:
             nn.init.ones_(self.D)
         nn.init.uniform_(self.log_dt, math.log(self.config.dt_min), math.log(self.config.dt_max))
 
     def init_state(self, batch: int, device: torch.device, dtype: torch.dtype, max_length: int | None = None) -> State:
+        self._refuse_states_ahead()
         return self.config.zero_state(batch, len(self.A_log), device, dtype)
 
     def forward(
@@ -114,9 +123,12 @@ class S4D(InnerSSM):
         cu_seqlens: Tensor | None = None,
         return_state: bool = False,
     ) -> tuple[Tensor, State | None]:
-        if cu_seqlens is None and isinstance(x.shape[1], int):
+        if state is not None or return_state:
+            self._refuse_states_ahead()
+        is_bidirectional = self.C_ahead is not None
+        if cu_seqlens is None and (is_bidirectional or isinstance(x.shape[1], int)):
             y, end = self._convolve(x, state, None, return_state)
-        elif cu_seqlens is not None and self.config.is_complex:
+        elif cu_seqlens is not None and (is_bidirectional or self.config.is_complex):
             y, end = run_packed(self._convolve, x, state, cu_seqlens, return_state)
         else:  # a length that is a symbol, in a program that is exported for any, has no FFT
             y, end = self._scan(x, state, cu_seqlens)
@@ -125,6 +137,7 @@ class S4D(InnerSSM):
     def step(
         self, x: Tensor, z: Tensor | None, state: State, *, state_indices: Tensor | None = None
     ) -> tuple[Tensor, State]:
+        self._refuse_states_ahead()
         A, B, C, D, dt = self._system()
         y = selective_scan_step(
             state[0],
@@ -142,8 +155,15 @@ class S4D(InnerSSM):
 
     def kernel(self, length: int) -> Tensor:
         """The convolution kernel K_l = C Ā^l B̄ for l < length, (D, length), in fp32 at least."""
-        A, _, C, _, dt = self._system()
-        return sums_of_powers(C * self._input_scale(A, dt), dt[:, None] * A, length)
+        return self._kernel(self.C, length)
+
+    def _kernel(self, C: Tensor, length: int) -> Tensor:
+        A, _, _, _, dt = self._system()
+        return sums_of_powers(self._output(C) * self._input_scale(A, dt), dt[:, None] * A, length)
+
+    def _refuse_states_ahead(self) -> None:
+        if self.config.bidirectional:
+            raise UserError("s4d: a bidirectional S4D depends on what follows, so it has no state and no step")
 
     def _input_scale(self, A: Tensor, dt: Tensor) -> Tensor:
         """B̄ where B = 1."""
@@ -155,7 +175,10 @@ class S4D(InnerSSM):
         """Rows from their states, by FFT; a `Run` of `long_conv`."""
         A, _, C, D, dt = self._system()
         rates, wide, length = dt[:, None] * A, in_float32(x), x.shape[1]
-        y = causal_convolution(wide, self.kernel(length))
+        if self.C_ahead is None:
+            y = causal_convolution(wide, self.kernel(length))
+        else:
+            y = two_sided_convolution(wide, self.kernel(length), self._kernel(self.C_ahead, length))
         if D is not None:
             y = y + D * wide
         if state is not None:
@@ -188,6 +211,10 @@ class S4D(InnerSSM):
 
     def _system(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
         """A, B, C (D, N), D and Δ (D,), in fp32 at least."""
-        C = pairs_as_complex(self.C) if self.config.is_complex else in_float32(self.C)
+        C = self._output(self.C)
         D = None if self.D is None else in_float32(self.D)
         return diagonal(self.A_log, self.A_imag), torch.ones_like(C), C, D, torch.exp(in_float32(self.log_dt))
+
+    def _output(self, C: Tensor) -> Tensor:
+        """C as numbers (D, N), in fp32 at least."""
+        return pairs_as_complex(C) if self.config.is_complex else in_float32(C)
