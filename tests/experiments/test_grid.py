@@ -105,6 +105,23 @@ def test_runs_go_on_elsewhere(cell: Cell, tmp_path: Path) -> None:
     assert archive.pack([cell], tmp_path / "none.tar.xz", cell.folder.parent) == 0, "what is done stays here"
 
 
+def test_of_two_states_the_one_that_is_further_on_stays(cell: Cell, tmp_path: Path) -> None:
+    run = Run(1e-2, 0)
+    there = replace(cell, folder=tmp_path / "there" / "tiny")
+
+    def step(where: Cell) -> None:
+        go_on(where.config, run, where.folder / run.name, CPU, until=lambda: True)
+
+    step(cell)
+    archive.pack([cell], tmp_path / "begun.tar.xz", cell.folder.parent)
+    archive.unpack(tmp_path / "begun.tar.xz", there.folder.parent)
+    step(there)
+    archive.pack([there], tmp_path / "further.tar.xz", there.folder.parent)
+    assert archive.unpack(tmp_path / "further.tar.xz", cell.folder.parent) == 1
+    assert archive.unpack(tmp_path / "begun.tar.xz", cell.folder.parent) == 0
+    assert cell.steps() == 2
+
+
 def test_an_archive_is_small(cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_BYTES", 100)
     go_on(cell.config, Run(1e-2, 0), cell.folder / Run(1e-2, 0).name, CPU, until=lambda: True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from selective_ssm.errors import FileProblem, UserError
 from selective_ssm.experiments.grid import Cell
-from selective_ssm.experiments.run import RESULT, STATE
+from selective_ssm.experiments.run import RESULT, STATE, steps_of
 from selective_ssm.files import in_words, replacing
 
 MAX_BYTES = 16 * 2**20
@@ -49,7 +50,7 @@ def pack(cells: Iterable[Cell], path: Path, root: Path) -> int:
 
 
 def unpack(path: Path, root: Path) -> int:
-    """Put the runs of an archive into a folder; what is there already and further on stays.
+    """Put the runs of an archive into a folder, but for those that are there already, as far or further on.
 
     Returns:
         How many runs were put there.
@@ -66,12 +67,23 @@ def unpack(path: Path, root: Path) -> int:
                     is_inside = target.resolve().is_relative_to(root.resolve())
                     if not (member.isfile() and is_inside and target.name in (RESULT, STATE)):
                         raise FileProblem(f"'{path}' is not an archive of runs: it holds '{member.name}'")
-                    if not (target.exists() or target.with_name(RESULT).exists()):
-                        content = archive.extractfile(member)
-                        assert content is not None
-                        with replacing(target) as temporary:
-                            temporary.write_bytes(content.read())
-                        count += 1
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    count += _put(content.read(), target)
         except (tarfile.TarError, EOFError) as error:
             raise FileProblem(f"'{path}' is not a whole archive of runs: {error}") from error
     return count
+
+
+def _put(content: bytes, target: Path) -> bool:
+    """Write a file of a run, unless what is there is as far or further on; whether it was written."""
+    if target.with_name(RESULT).exists():
+        return False
+    if target.name == STATE and target.exists():
+        with TemporaryDirectory() as folder:
+            (Path(folder) / STATE).write_bytes(content)
+            if steps_of(Path(folder)) <= steps_of(target.parent):
+                return False
+    with replacing(target) as temporary:
+        temporary.write_bytes(content)
+    return True
