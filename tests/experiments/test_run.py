@@ -49,6 +49,17 @@ def test_an_interruption_changes_nothing(tmp_path: Path, at: int) -> None:
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["lock", RESULT]
 
 
+def test_tests_are_interrupted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selective_ssm.experiments.run.TOGETHER", 3)
+    monkeypatch.setattr("selective_ssm.experiments.examination.TOGETHER", 3)
+    assert go_on(TINY, RUN, tmp_path / "whole", CPU, until=never)
+    parts = 2 * 3  # eight rows at each of two lengths
+    for part in range(parts - 1):
+        assert not go_on(TINY, RUN, tmp_path / "cut", CPU, until=after(TINY.steps + 1 if part == 0 else 1))
+    assert go_on(TINY, RUN, tmp_path / "cut", CPU, until=after(1)), "the last part"
+    assert without_time(result_of(tmp_path / "cut")) == without_time(result_of(tmp_path / "whole"))
+
+
 def test_what_a_result_holds(tmp_path: Path) -> None:
     assert go_on(TINY, RUN, tmp_path, CPU, until=never)
     result = result_of(tmp_path)

@@ -12,8 +12,9 @@ _CHUNK = 2**14
 """Tokens of a row that are read at once."""
 _TOKENS = 2**18
 """Tokens of all rows that are read side by side."""
-_ROWS = 64
+TOGETHER = 64
 """Rows that are drawn at once, however many are read side by side."""
+NOTHING_ASKED = Recall(tokens=Share(right=0, all=0), sequences=Share(right=0, all=0))
 
 
 @torch.no_grad()
@@ -30,10 +31,10 @@ def examined(model: LanguageModel, task: SyntheticTask, rows: int, *, first: int
         What was right; the same however many rows fit side by side, but for rows whose logits are as good as equal.
     """
     device = model.embedding.weight.device
-    found = Recall(tokens=Share(right=0, all=0), sequences=Share(right=0, all=0))
-    together = max(1, min(_ROWS, _TOKENS // task.length))
-    for index, start in enumerate(range(0, rows, _ROWS)):
-        batch = task.draw(min(_ROWS, rows - start), generator_of(0, device, step=first + index, is_test=True))
+    found = NOTHING_ASKED
+    together = max(1, min(TOGETHER, _TOKENS // task.length))
+    for index, start in enumerate(range(0, rows, TOGETHER)):
+        batch = task.draw(min(TOGETHER, rows - start), generator_of(0, device, step=first + index, is_test=True))
         for part in range(0, len(batch.ids), together):
             some = Batch(batch.ids[part : part + together], batch.targets[part : part + together], None)
             found = found + _answered(model, some)

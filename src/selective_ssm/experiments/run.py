@@ -16,10 +16,10 @@ from torch.nn.utils import clip_grad_norm_
 from selective_ssm.config import to_tagged
 from selective_ssm.errors import FileProblem, UserError
 from selective_ssm.experiments.cell import CellConfig, Run
-from selective_ssm.experiments.examination import examined
+from selective_ssm.experiments.examination import NOTHING_ASKED, TOGETHER, examined
 from selective_ssm.files import owned, read_json, read_metadata, read_tensors, write_json, write_tensors
 from selective_ssm.models import LanguageModel
-from selective_ssm.tasks import generator_of, next_token_loss
+from selective_ssm.tasks import Recall, Share, generator_of, next_token_loss
 from selective_ssm.training.optimizer import adamw
 from selective_ssm.training.rng import seed_all
 from selective_ssm.training.schedule import learning_rate_factor
@@ -68,12 +68,27 @@ class Training:
         self.step = 0
         self.seconds = 0.0
         self.looks: list[Look] = []
+        self.tests: dict[int, Recall] = {}
         self._losses: list[Tensor] = []
 
     @property
-    def is_done(self) -> bool:
+    def has_learned(self) -> bool:
         """Whether all steps are behind it."""
         return self.step >= self.cell.steps
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all tests are, too."""
+        return self.has_learned and self._untested() is None
+
+    def advance(self) -> None:
+        """Take one step, or, after the last one, a part of the tests."""
+        if self.has_learned:
+            self.examine()
+        else:
+            began = time.monotonic()
+            self.learn()
+            self.seconds += time.monotonic() - began
 
     def learn(self) -> None:
         """Take one step."""
@@ -90,7 +105,7 @@ class Training:
         self.optimizer.zero_grad()
         self._losses.append(loss.detach())
         self.step += 1
-        if self.is_done or self.step % max(1, cell.steps // _LOOKS) == 0:
+        if self.has_learned or self.step % max(1, cell.steps // _LOOKS) == 0:
             self._look()
 
     def _look(self) -> None:
@@ -102,6 +117,20 @@ class Training:
         shares = {"tokens": found.tokens.value, "sequences": found.sequences.value}
         self.looks.append(Look(step=self.step, loss=loss, **shares))
 
+    def examine(self) -> None:
+        """Test on rows that are drawn together, at the shortest length that is not tested enough."""
+        length = self._untested()
+        assert length is not None
+        before = self.tests.get(length, NOTHING_ASKED)
+        rows = before.sequences.all
+        task, some = replace(self.cell.task, length=length), min(TOGETHER, self.cell.tests[length] - rows)
+        self.tests[length] = before + examined(self.model, task, some, first=_FIRST_TEST + rows // TOGETHER)
+
+    def _untested(self) -> int | None:
+        wanted = self.cell.tests
+        rows = {length: self.tests.get(length, NOTHING_ASKED).sequences.all for length in wanted}
+        return next((length for length in wanted if rows[length] < wanted[length]), None)
+
     def save(self, path: Path) -> None:
         """Write all that going on needs."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
@@ -110,8 +139,11 @@ class Training:
         if self._losses:
             tensors["losses"] = torch.stack(self._losses)
         known = {"cell": to_tagged(self.cell), "run": self.run, "step": self.step, "seconds": self.seconds}
-        looks = [asdict(look) for look in self.looks]
-        write_tensors(path, tensors, {"run": json.dumps({**known, "looks": looks})})
+        seen = {
+            "looks": [asdict(look) for look in self.looks],
+            "tests": {length: asdict(found) for length, found in self.tests.items()},
+        }
+        write_tensors(path, tensors, {"run": json.dumps({**known, **seen})})
 
     def restore(self, path: Path) -> None:
         """Go on from what `save` wrote.
@@ -130,18 +162,22 @@ class Training:
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
         self.step, self.seconds = known["step"], known["seconds"]
         self.looks = [Look(**look) for look in known["looks"]]
+        self.tests = {
+            int(length): Recall(**{what: Share(**share) for what, share in found.items()})
+            for length, found in known["tests"].items()
+        }
         self._losses = list(tensors["losses"]) if "losses" in tensors else []
 
 
 def go_on(cell: CellConfig, run: Run, folder: Path, device: torch.device, *, until: Callable[[], bool]) -> bool:
-    """Train until the run is done or time is up; what is left to do is in the folder then.
+    """Train and test until the run is done or time is up; what is left to do is in the folder then.
 
     Args:
         cell: the cell.
         run: which of its runs.
         folder: the run's, made if absent.
         device: where to train.
-        until: asked after each step whether time is up.
+        until: asked after each step, and each part of the tests, whether time is up.
 
     Returns:
         Whether it is done; its result is in the folder then, and what only going on needed is not.
@@ -156,12 +192,10 @@ def go_on(cell: CellConfig, run: Run, folder: Path, device: torch.device, *, unt
         training = Training(cell, run, device)
         if (folder / STATE).exists():
             training.restore(folder / STATE)
-        saved = began = time.monotonic()
-        before = training.seconds
+        saved = time.monotonic()
         while not training.is_done:
-            training.learn()
+            training.advance()
             now = time.monotonic()
-            training.seconds = before + now - began
             is_over = until() and not training.is_done
             if is_over or now - saved > _SAVE_SECONDS:
                 training.save(folder / STATE)
@@ -184,19 +218,14 @@ def steps_of(folder: Path) -> int:
 
 
 def _result(training: Training) -> dict[str, Any]:
-    cell = training.cell
-    tests = {
-        str(length): examined(training.model, replace(cell.task, length=length), rows, first=_FIRST_TEST)
-        for length, rows in cell.tests.items()
-    }
     return {
         "learning_rate": training.run.learning_rate,
         "seed": training.run.seed,
         "steps": training.step,
         "seconds": training.seconds,
         "parameters": sum(training.model.num_parameters().values()),
-        "score": tests[str(cell.task.length)].tokens.value,
-        "tests": {length: asdict(found) for length, found in tests.items()},
+        "score": training.tests[training.cell.task.length].tokens.value,
+        "tests": {str(length): asdict(found) for length, found in training.tests.items()},
         "looks": [asdict(look) for look in training.looks],
     }
 
