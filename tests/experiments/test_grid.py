@@ -50,6 +50,14 @@ def test_all_runs_are_done_and_told(cell: Cell) -> None:
     assert low <= spread["right"] / spread["all"] <= high
 
 
+def test_a_rate_at_which_the_loss_runs_away_is_one_that_did_not_do_well(cell: Cell) -> None:
+    config = replace(cell.config, learning_rates=(1e30, 1e-2), optimizer=replace(cell.config.optimizer, clip=None))
+    cell = replace(cell, config=config)
+    told = finish(cell)
+    assert "its loss ran away by step" in told[0]
+    assert cell.summary()["learning rate"] == 1e-2
+
+
 def test_time_that_is_up_stops_it_in_the_middle(cell: Cell) -> None:
     asked = iter([*[False] * 10, *[True] * 100])
     work_through({"tiny": cell}, CPU, until=lambda: next(asked), told=lambda line: None)

@@ -35,3 +35,9 @@ def test_the_ends_of_the_scale() -> None:
     assert Share(right=0, all=10).interval[0] == 0
     assert math.isnan(Share(right=0, all=0).value)
     assert Share(right=0, all=0).interval == (0, 1)
+
+
+def test_what_is_no_number_is_not_right() -> None:
+    logits = torch.tensor([[[1.0, 0.0], [torch.nan, torch.nan]]])
+    found = recall(logits, torch.tensor([[0, 0]]))
+    assert (found.tokens, found.sequences) == (Share(right=1, all=2), Share(right=0, all=1))

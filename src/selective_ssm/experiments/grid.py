@@ -83,7 +83,9 @@ def work_through(
             if go_on(cell.config, run, folder, device, until=until):
                 result = result_of(folder)
                 assert result is not None
-                told(f"{cell.name} {run.name}: {100 * result['score']:.2f} % in {result['seconds'] / 60:.1f} minutes")
+                end = f"; its loss ran away by step {result['steps']:,}" if result["ran away"] else ""
+                share, minutes = 100 * result["score"], result["seconds"] / 60
+                told(f"{cell.name} {run.name}: {share:.2f} % in {minutes:.1f} minutes{end}")
         except FileProblem as problem:
             told(f"{cell.name} {run.name} is left out: {problem}")
             taken.add(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from selective_ssm.config import to_tagged
-from selective_ssm.errors import FileProblem, UserError
+from selective_ssm.errors import FileProblem
 from selective_ssm.experiments.cell import CellConfig, Run
 from selective_ssm.experiments.examination import NOTHING_ASKED, TOGETHER, examined
 from selective_ssm.files import owned, read_json, read_metadata, read_tensors, write_json, write_tensors
@@ -69,12 +70,13 @@ class Training:
         self.seconds = 0.0
         self.looks: list[Look] = []
         self.tests: dict[int, Recall] = {}
+        self.ran_away = False
         self._losses: list[Tensor] = []
 
     @property
     def has_learned(self) -> bool:
-        """Whether all steps are behind it."""
-        return self.step >= self.cell.steps
+        """Whether all steps are behind it, or all that made sense."""
+        return self.ran_away or self.step >= self.cell.steps
 
     @property
     def is_done(self) -> bool:
@@ -111,8 +113,9 @@ class Training:
     def _look(self) -> None:
         loss = float(torch.stack(self._losses).mean())
         self._losses.clear()
-        if not loss < float("inf"):
-            raise UserError(f"the loss of {self.run.name} became {loss} at step {self.step}: take lower learning rates")
+        self.ran_away = not math.isfinite(loss)
+        if self.ran_away:
+            return
         found = examined(self.model, self.cell.task, min(_LOOK_ROWS, self.cell.test_rows))
         shares = {"tokens": found.tokens.value, "sequences": found.sequences.value}
         self.looks.append(Look(step=self.step, loss=loss, **shares))
@@ -139,6 +142,7 @@ class Training:
         if self._losses:
             tensors["losses"] = torch.stack(self._losses)
         known = {"cell": to_tagged(self.cell), "run": self.run, "step": self.step, "seconds": self.seconds}
+        known["ran away"] = self.ran_away
         seen = {
             "looks": [asdict(look) for look in self.looks],
             "tests": {length: asdict(found) for length, found in self.tests.items()},
@@ -160,7 +164,7 @@ class Training:
             index, _, moment = name.partition(".")
             moments.setdefault(int(index), {})[moment] = tensor
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.step, self.seconds = known["step"], known["seconds"]
+        self.step, self.seconds, self.ran_away = known["step"], known["seconds"], known["ran away"]
         self.looks = [Look(**look) for look in known["looks"]]
         self.tests = {
             int(length): Recall(**{what: Share(**share) for what, share in found.items()})
@@ -180,11 +184,11 @@ def go_on(cell: CellConfig, run: Run, folder: Path, device: torch.device, *, unt
         until: asked after each step, and each part of the tests, whether time is up.
 
     Returns:
-        Whether it is done; its result is in the folder then, and what only going on needed is not.
+        Whether it is done; its result is in the folder then, and what only going on needed is not. A run whose loss is
+        no number any more is done, too: it is tested as it is.
 
     Raises:
         FileProblem: another process trains in the folder, or what is there is of another run.
-        UserError: the loss ran away.
     """
     with owned(folder / "lock", taken=f"another process trains in '{folder}'"):
         if (folder / RESULT).exists():
@@ -222,6 +226,7 @@ def _result(training: Training) -> dict[str, Any]:
         "learning_rate": training.run.learning_rate,
         "seed": training.run.seed,
         "steps": training.step,
+        "ran away": training.ran_away,
         "seconds": training.seconds,
         "parameters": sum(training.model.num_parameters().values()),
         "score": training.tests[training.cell.task.length].tokens.value,

@@ -68,7 +68,7 @@ def recall(logits: Tensor, targets: Tensor) -> Recall:
     """Compare the likeliest tokens with the answers that are due.
 
     Args:
-        logits: (B, L, V).
+        logits: (B, L, V); where some are no numbers nothing was said, and so nothing right.
         targets: (B, L), -100 where no answer is due. A row in which none is due counts as no sequence.
 
     Example:
@@ -79,7 +79,7 @@ def recall(logits: Tensor, targets: Tensor) -> Recall:
         (Share(right=2, all=3), Share(right=1, all=2))
     """
     is_due = targets != IGNORE
-    is_right = logits.argmax(-1) == targets
+    is_right = (logits.argmax(-1) == targets) & ~logits.isnan().any(-1)
     asked = is_due.any(1)
     whole = (is_right | ~is_due).all(1) & asked
     counts = (is_right & is_due).sum(), is_due.sum(), whole.sum(), asked.sum()
