@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from selective_ssm.cli import main
+from selective_ssm.cli import main, reproduce
+from selective_ssm.cli.parser import Parser
 from selective_ssm.files import read_json
 from selective_ssm.recipes import cell_path, cells
 
@@ -45,6 +47,41 @@ def test_runs_are_packed_and_gone_on_with(tmp_path: Path, capsys: pytest.Capture
     assert "0 runs taken" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("code", [0, 3])
+def test_every_gpu_has_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    started: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **options: object) -> None:
+            started.append(command)
+
+        def wait(self) -> int:
+            return code
+
+    given = [*words("table2", "mamba", tmp_path), "--device", "cuda", "--plot", "true"]
+    monkeypatch.setattr("sys.argv", ["selective-ssm", *given])
+    monkeypatch.setattr("selective_ssm.cli.reproduce.usable_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("subprocess.Popen", Process)
+    monkeypatch.setattr("selective_ssm.cli.reproduce._about", lambda device: {})
+    monkeypatch.setattr("selective_ssm.experiments.tables.draw", lambda table, cells, path: None)
+    assert main(given) == (0 if code == 0 else 2)
+    assert [command[-2:] for command in started] == [["--device", "cuda:0"], ["--device", "cuda:1"]]
+    for command in started:
+        options = _parser().parse_words(command[4:])
+        assert not options.plot, "drawn by the one that started them"
+        assert options.device == command[-1]
+    assert code == 0 or "the processes of GPUs 0, 1 failed" in capsys.readouterr().err
+
+
 def test_a_cell_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "table1", "--cell", "mamba-s7"]) == 2
     assert "did you mean 'mamba-s6'" in capsys.readouterr().err
+
+
+def _parser() -> Parser:
+    parser = Parser("reproduce", "")
+    reproduce.add_arguments(parser)
+    return parser

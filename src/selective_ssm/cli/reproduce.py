@@ -14,7 +14,7 @@ from rich.console import Console
 
 from selective_ssm.cli.device import add_device
 from selective_ssm.cli.parser import Parser, config_from
-from selective_ssm.errors import choice
+from selective_ssm.errors import UserError, choice
 from selective_ssm.models.device import usable_device
 from selective_ssm.recipes import cell_path, cells
 
@@ -92,12 +92,11 @@ def _work(options: Namespace, chosen: dict[str, Cell], device: torch.device) -> 
 
     count = torch.cuda.device_count() if str(options.device) == "cuda" else 1
     if count > 1:
-        words = [word for word in sys.argv[1:] if word != "--plot"]
-        commands = [
-            [sys.executable, "-m", "selective_ssm", *words, "--device", f"cuda:{index}"] for index in range(count)
-        ]
-        for process in [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]:
-            process.wait()
+        command = [sys.executable, "-m", "selective_ssm", *sys.argv[1:], "--plot", "false", "--device"]
+        commands = [[*command, f"cuda:{index}"] for index in range(count)]
+        processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
+        if failed := [index for index, process in enumerate(processes) if process.wait()]:
+            raise UserError(f"the processes of GPUs {', '.join(map(str, failed))} failed; what they said stands above")
         return
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
     work_through(chosen, device, until=lambda: time.monotonic() > end, told=print)
