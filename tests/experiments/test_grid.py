@@ -59,7 +59,7 @@ def test_a_rate_at_which_the_loss_runs_away_is_one_that_did_not_do_well(cell: Ce
 
 
 def test_time_that_is_up_stops_it_in_the_middle(cell: Cell) -> None:
-    asked = iter([*[False] * 10, *[True] * 100])
+    asked = iter([*[False] * 12, *[True] * 100])
     work_through({"tiny": cell}, CPU, until=lambda: next(asked), told=lambda line: None)
     assert len(cell.results()) == 1
     assert cell.steps() > 0

@@ -53,7 +53,7 @@ def test_tests_are_interrupted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("selective_ssm.experiments.run.TOGETHER", 3)
     monkeypatch.setattr("selective_ssm.experiments.examination.TOGETHER", 3)
     assert go_on(TINY, RUN, tmp_path / "whole", CPU, until=never)
-    parts = 2 * 3  # eight rows at each of two lengths
+    parts = 2 * 3 + 1  # eight rows at each of two lengths, two at a far one
     for part in range(parts - 1):
         assert not go_on(TINY, RUN, tmp_path / "cut", CPU, until=after(TINY.steps + 1 if part == 0 else 1))
     assert go_on(TINY, RUN, tmp_path / "cut", CPU, until=after(1)), "the last part"
