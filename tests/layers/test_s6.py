@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from typing import Literal
 
 import pytest
 import torch
@@ -116,3 +117,14 @@ def test_impossible_configs_are_refused(switches: dict[str, object], sentence: s
 def test_a_rank_beyond_the_width_is_refused() -> None:
     with pytest.raises(UserError, match="at most the 6 channels"):
         S6(S6Config(dt_rank=7), width=6, d_model=3)
+
+
+@pytest.mark.parametrize("a_init", ["s4d_real", "s4d_lin"])
+def test_a_delta_of_next_to_nothing_ignores_its_input(a_init: Literal["s4d_real", "s4d_lin"]) -> None:
+    """softplus(-100) is a subnormal number."""
+    s6 = S6(S6Config(d_state=4, a_init=a_init, discretization="zoh", selective_delta=False, skip=False), 3, 3)
+    torch.nn.init.constant_(s6.dt_bias, -100.0)
+    y, _ = s6(torch.randn(1, 5, 3))
+    assert y.abs().max() < 1e-30
+    y.sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in s6.parameters())

@@ -29,8 +29,10 @@ def decay(exponent: Tensor) -> Tensor:
 
 
 def exprel(x: Tensor) -> Tensor:
-    """(exp(x) - 1) / x, exact to rounding as x -> 0, where it is 1."""
-    return torch.where(x == 0, torch.ones_like(x), torch.expm1(x) / x)
+    """(exp(x) - 1) / x, exact to rounding as x -> 0, where it is 1; a complex x that is subnormal divides nothing."""
+    one = torch.ones_like(x)
+    is_nothing = x.abs() < torch.finfo(x.dtype).tiny
+    return torch.where(is_nothing, one, torch.expm1(x) / torch.where(is_nothing, one, x))
 
 
 def exprel_derivative(x: Tensor) -> Tensor:
