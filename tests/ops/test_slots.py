@@ -36,3 +36,11 @@ def test_slots_that_are_none_are_refused() -> None:
         Slots.named(None, 3, state)
     with pytest.raises(ValueError, match="a different slot for each row"):
         Slots.named(torch.tensor([1, 1]), 2, state)
+
+
+def test_what_padding_gives_is_zero() -> None:
+    state = torch.arange(3.0)
+    for indices, expected in (([2, -1, 0], [1.0, 0.0, 1.0]), ([-1, -1], [0.0, 0.0]), ([], [])):
+        slots = Slots.of(torch.tensor(indices, dtype=torch.int64), state)
+        assert slots.blank(torch.ones(len(indices))).tolist() == expected
+    assert Slots.of(None, state).blank(state) is state

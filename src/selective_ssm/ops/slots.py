@@ -1,31 +1,13 @@
-"""Steps that touch some slots of a larger state."""
+"""Which slots of a larger state a step touches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from selective_ssm.ops import checks
-
-
-def step_in_slots(
-    state: Tensor, state_indices: Tensor, out_like: Tensor, step: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
-    """Runs `step(held, rows)` on the rows that are not padding and on a copy of their slots, and puts both back.
-
-    The output of padding, a negative index, is zero, and no slot of it is touched. An index past the last slot, which
-    only an unchecked call can bring here, stays within the state.
-    """
-    rows = (state_indices >= 0).nonzero().squeeze(1)
-    slots = state_indices[rows].clamp_max(len(state) - 1)
-    held = state[slots]
-    out = torch.zeros_like(out_like)
-    out[rows] = step(held, rows)
-    state[slots] = held
-    return out
 
 
 @dataclass(frozen=True)
@@ -53,17 +35,31 @@ class Slots:
         if state_indices is None:
             if len(state) != batch:
                 raise ValueError(f"the state has {len(state)} slots for {batch} rows; give state_indices")
+        else:
+            checks.state_indices(state_indices, batch, len(state))
+        return cls.of(state_indices, state)
+
+    @classmethod
+    def of(cls, state_indices: Tensor | None, state: Tensor) -> Slots:
+        """The same of indices that were checked; one past the last slot, which slipped through, names the last."""
+        if state_indices is None:
             index = torch.arange(len(state), device=state.device)
             return cls(index, None, torch.ones_like(index, dtype=torch.bool))
-        checks.state_indices(state_indices, batch, len(state))
         is_real = state_indices >= 0
-        row = torch.arange(batch, device=state.device)
-        source = torch.where(is_real, row, is_real.long().argmax())
+        row = torch.arange(len(state_indices), device=state.device)
+        source = torch.where(is_real, row, is_real.long().argmax() if len(row) else 0)
         return cls(state_indices[source].long().clamp(0, len(state) - 1), source, is_real[source])
 
     def take(self, state: Tensor) -> Tensor:
         """What the slots hold, (B, …): a copy, or the state itself where it has all of them in order."""
         return state if self.source is None else state[self.index]
+
+    def blank(self, out: Tensor) -> Tensor:
+        """What a step gives (B, …), zero where a row is padding."""
+        if self.source is None:
+            return out
+        is_real = (self.source == torch.arange(len(out), device=out.device)) & self.is_used
+        return out.masked_fill(~is_real.view(-1, *[1] * (out.ndim - 1)), 0)
 
     def put(self, state: Tensor, values: Tensor) -> None:
         """Overwrite the slots, in place, with values (B, …)."""

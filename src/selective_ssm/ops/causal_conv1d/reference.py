@@ -19,7 +19,7 @@ from selective_ssm.ops import sequences
 from selective_ssm.ops.causal_conv1d.inputs import Inputs, Options, StepInputs
 from selective_ssm.ops.layouts import Layouts
 from selective_ssm.ops.sequences import Order
-from selective_ssm.ops.slots import step_in_slots
+from selective_ssm.ops.slots import Slots
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor, None]:
@@ -73,13 +73,11 @@ def step(
     layouts: Layouts | None = None,
 ) -> Tensor:
     """One token: updates `state` (slots, D, K - 1) in place and returns out (B, D)."""
-    if state_indices is None:
-        return _step(state, inputs, options)
-
-    def some(held: Tensor, rows: Tensor) -> Tensor:
-        return _step(held, inputs._replace(x=inputs.x[rows]), options)
-
-    return step_in_slots(state, state_indices, inputs.x, some)
+    slots = Slots.of(state_indices, state)
+    held = slots.take(state)
+    out = _step(held, inputs, options)
+    slots.put(state, held)
+    return slots.blank(out)
 
 
 def _step(state: Tensor, inputs: StepInputs, options: Options) -> Tensor:

@@ -35,7 +35,7 @@ from selective_ssm.ops.selective_scan.operands import (
     step_size,
     twice_real,
 )
-from selective_ssm.ops.slots import step_in_slots
+from selective_ssm.ops.slots import Slots
 
 
 def forward(inputs: Inputs, options: Options, save: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,16 +110,11 @@ def step(
     batch = len(inputs.u)
     B, C = (x.unsqueeze(1) if x.dim() == 2 and len(x) == batch else x for x in (inputs.B, inputs.C))
     inputs = inputs._replace(B=B, C=C)
-    if state_indices is None:
-        return _step(state, inputs, options)
-
-    def some(held: Tensor, rows: Tensor) -> Tensor:
-        u, delta, A, B, C, D, z, delta_bias = inputs
-        B, C = (x[rows] if x.dim() == 3 else x for x in (B, C))
-        used = StepInputs(u[rows], delta[rows], A, B, C, D, None if z is None else z[rows], delta_bias)
-        return _step(held, used, options)
-
-    return step_in_slots(state, state_indices, inputs.u, some)
+    slots = Slots.of(state_indices, state)
+    held = slots.take(state)
+    out = _step(held, inputs, options)
+    slots.put(state, held)
+    return slots.blank(out)
 
 
 def _step(state: Tensor, inputs: StepInputs, options: Options) -> Tensor:
