@@ -40,6 +40,7 @@ def test_items_are_asked_for_in_the_order_in_which_they_stand(seed: int, items: 
     for kind in (SelectiveCopying, Copying):
         task = kind(length=11, vocab_size=vocabulary, items=items)
         ids, targets, cu_seqlens = task.draw(3, generator_of(seed, "cpu"))
+        assert (targets[:, task.due] != -100).all()
         assert cu_seqlens is None
         assert ids.shape == targets.shape == (3, 11 + items)
         assert (ids[:, 11:] == vocabulary - 1).all()
@@ -61,7 +62,9 @@ def test_items_stand_anywhere() -> None:
 
 @given(seed=st.integers(0, 255), length=st.integers(3, 12), vocabulary=st.integers(3, 8))
 def test_a_token_that_comes_twice_was_followed_by_the_answer(seed: int, length: int, vocabulary: int) -> None:
-    ids, targets, _ = InductionHeads(length=length, vocab_size=vocabulary).draw(4, generator_of(seed, "cpu"))
+    task = InductionHeads(length=length, vocab_size=vocabulary)
+    ids, targets, _ = task.draw(4, generator_of(seed, "cpu"))
+    assert targets[:, task.due].equal(targets[:, -1:])
     assert ids.shape == targets.shape == (4, length)
     assert (targets[:, :-1] == -100).all()
     for row, answer in zip(ids.tolist(), targets[:, -1].tolist(), strict=True):
@@ -82,6 +85,7 @@ def test_the_first_of_the_two_stands_anywhere() -> None:
 def test_each_key_comes_again_once_and_its_value_is_due(seed: int, items: int) -> None:
     task = MultiQueryRecall(length=4 * items + 7, vocab_size=2 * items + 2, items=items)
     ids, targets, _ = task.draw(3, generator_of(seed, "cpu"))
+    assert (targets[:, task.due] != -100).sum() == (targets != -100).sum() == 3 * items
     for row, due in zip(ids.tolist(), targets.tolist(), strict=True):
         pairs = dict(zip(row[0 : 2 * items : 2], row[1 : 2 * items : 2], strict=True))
         assert len(pairs) == items

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from selective_ssm.config import Config
-from selective_ssm.errors import UserError
+from selective_ssm.errors import UserError, choice
 from selective_ssm.models import CONFIG_KINDS, LanguageModelConfig
 from selective_ssm.tasks import TASKS, SyntheticTask
 from selective_ssm.training import OptimizerConfig, ScheduleConfig
@@ -24,6 +24,7 @@ class CellConfig(Config):
         batch_size: rows of a step.
         optimizer: AdamW's settings; each run puts its own learning rate in.
         schedule: how the learning rate moves.
+        precision: of the branches' activations on a GPU; parameters, moments and the residual stream stay in fp32.
         learning_rates: those that are tried.
         seeds: runs at the best of them.
         test_rows: rows of each test.
@@ -41,6 +42,7 @@ class CellConfig(Config):
     batch_size: int = 64
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    precision: Literal["fp32", "bf16"] = "bf16"
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     seeds: int = 3
     test_rows: int = 1024
@@ -50,6 +52,7 @@ class CellConfig(Config):
     paper: float | None = None
 
     def __post_init__(self) -> None:
+        choice("precision", self.precision, ("fp32", "bf16"))
         for name in ("steps", "batch_size", "seeds", "test_rows", "far_rows"):
             if getattr(self, name) < 1:
                 raise UserError(f"cell: {name} must be 1 or more, got {getattr(self, name)}")

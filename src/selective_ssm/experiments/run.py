@@ -12,16 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from selective_ssm.config import to_tagged
 from selective_ssm.errors import FileProblem
 from selective_ssm.experiments.cell import CellConfig, Run
 from selective_ssm.experiments.examination import NOTHING_ASKED, TOGETHER, examined
+from selective_ssm.experiments.learner import Learner
 from selective_ssm.files import owned, read_json, read_metadata, read_tensors, write_json, write_tensors
-from selective_ssm.models import LanguageModel
-from selective_ssm.tasks import Recall, Share, generator_of, next_token_loss
-from selective_ssm.training.optimizer import adamw
+from selective_ssm.tasks import Recall, Share, SyntheticTask, generator_of
 from selective_ssm.training.rng import seed_all
 from selective_ssm.training.schedule import learning_rate_factor
 
@@ -52,7 +50,7 @@ class Look:
 
 
 class Training:
-    """A run under way: model, optimizer, what was seen so far.
+    """A run under way: what learns, and what was seen so far.
 
     Args:
         cell: what is learned, by what.
@@ -63,9 +61,7 @@ class Training:
     def __init__(self, cell: CellConfig, run: Run, device: torch.device) -> None:
         self.cell, self.run, self.device = cell, run, device
         seed_all(run.seed)
-        self.model = LanguageModel(cell.model).to(device)
-        settings = replace(cell.optimizer, lr=run.learning_rate)
-        self.optimizer = adamw(self.model, settings, fused=settings.fused)
+        self.learner = Learner(cell, run.learning_rate, device)
         self.step = 0
         self.seconds = 0.0
         self.looks: list[Look] = []
@@ -96,16 +92,8 @@ class Training:
         """Take one step."""
         cell = self.cell
         factor = learning_rate_factor(cell.schedule, step=self.step, progress=self.step / cell.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * factor
-        ids, targets, _ = cell.task.draw(cell.batch_size, generator_of(self.run.seed, self.device, step=self.step))
-        loss = next_token_loss(self.model(ids).logits, targets)
-        loss.backward()
-        if cell.optimizer.clip is not None:
-            clip_grad_norm_(self.model.parameters(), cell.optimizer.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._losses.append(loss.detach())
+        batch = cell.task.draw(cell.batch_size, generator_of(self.run.seed, self.device, step=self.step))
+        self._losses.append(self.learner.learn(batch, factor))
         self.step += 1
         if self.has_learned or self.step % max(1, cell.steps // _LOOKS) == 0:
             self._look()
@@ -116,7 +104,7 @@ class Training:
         self.ran_away = not math.isfinite(loss)
         if self.ran_away:
             return
-        found = examined(self.model, self.cell.task, min(_LOOK_ROWS, self.cell.test_rows))
+        found = self._examined(self.cell.task, min(_LOOK_ROWS, self.cell.test_rows))
         shares = {"tokens": found.tokens.value, "sequences": found.sequences.value}
         self.looks.append(Look(step=self.step, loss=loss, **shares))
 
@@ -127,7 +115,11 @@ class Training:
         before = self.tests.get(length, NOTHING_ASKED)
         rows = before.sequences.all
         task, some = replace(self.cell.task, length=length), min(TOGETHER, self.cell.tests[length] - rows)
-        self.tests[length] = before + examined(self.model, task, some, first=_FIRST_TEST + rows // TOGETHER)
+        self.tests[length] = before + self._examined(task, some, first=_FIRST_TEST + rows // TOGETHER)
+
+    def _examined(self, task: SyntheticTask, rows: int, *, first: int = 0) -> Recall:
+        with self.learner.precision():
+            return examined(self.learner.model, task, rows, first=first)
 
     def _untested(self) -> int | None:
         wanted = self.cell.tests
@@ -136,8 +128,8 @@ class Training:
 
     def save(self, path: Path) -> None:
         """Write all that going on needs."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
+        tensors = {f"model.{name}": tensor for name, tensor in self.learner.model.state_dict().items()}
+        for index, moments in self.learner.moments.items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
         if self._losses:
             tensors["losses"] = torch.stack(self._losses)
@@ -158,12 +150,12 @@ class Training:
         known, tensors = _known(path), read_tensors(path, self.device)
         if known.get("cell") != to_tagged(self.cell) or known.get("run") != list(self.run):
             raise FileProblem(f"'{path}' is of another run than {self.run.name} of this cell: choose another folder")
-        self.model.load_state_dict(_part(tensors, "model"))
+        self.learner.model.load_state_dict(_part(tensors, "model"))
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _part(tensors, "optimizer").items():
             index, _, moment = name.partition(".")
             moments.setdefault(int(index), {})[moment] = tensor
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        self.learner.moments = moments
         self.step, self.seconds, self.ran_away = known["step"], known["seconds"], known["ran away"]
         self.looks = [Look(**look) for look in known["looks"]]
         self.tests = {
@@ -228,7 +220,7 @@ def _result(training: Training) -> dict[str, Any]:
         "steps": training.step,
         "ran away": training.ran_away,
         "seconds": training.seconds,
-        "parameters": sum(training.model.num_parameters().values()),
+        "parameters": sum(training.learner.model.num_parameters().values()),
         "score": training.tests[training.cell.task.length].tokens.value,
         "tests": {str(length): asdict(found) for length, found in training.tests.items()},
         "looks": [asdict(look) for look in training.looks],

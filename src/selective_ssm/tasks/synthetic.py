@@ -38,6 +38,11 @@ class SyntheticTask(Config):
 
     @property
     @abstractmethod
+    def due(self) -> slice:
+        """The places of a row among which all answers are due."""
+
+    @property
+    @abstractmethod
     def _least_length(self) -> int:
         """The fewest tokens that have room for the task."""
 
@@ -91,6 +96,10 @@ class SelectiveCopying(SyntheticTask):
         if self.items < 1:
             raise UserError(f"{self.kind}: items must be 1 or more, got {self.items}")
         super().__post_init__()
+
+    @property
+    def due(self) -> slice:
+        return slice(self.length, self.length + self.items)
 
     @property
     def _least_length(self) -> int:
@@ -149,6 +158,10 @@ class InductionHeads(SyntheticTask):
     vocab_size: int = 16
 
     @property
+    def due(self) -> slice:
+        return slice(self.length - 1, self.length)
+
+    @property
     def _least_length(self) -> int:
         return 3
 
@@ -205,6 +218,10 @@ class MultiQueryRecall(SyntheticTask):
         super().__post_init__()
         if self.vocab_size % 2:
             raise UserError(f"{self.kind}: vocab_size must be even (half are keys, half values), got {self.vocab_size}")
+
+    @property
+    def due(self) -> slice:
+        return slice(2 * self.items, self.length)
 
     @property
     def _least_length(self) -> int:

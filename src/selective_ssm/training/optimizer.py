@@ -72,10 +72,12 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     ]
 
 
-def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
-    """AdamW over the groups of `parameter_groups`."""
+def adamw(model: nn.Module, config: OptimizerConfig, *, fused: bool, capturable: bool = False) -> torch.optim.AdamW:
+    """AdamW over the groups of `parameter_groups`; `capturable` is whether a CUDA graph may hold its steps."""
     groups = parameter_groups(model, config)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused, capturable=capturable
+    )
 
 
 def _declared(model: nn.Module) -> Iterator[tuple[nn.Parameter, bool, float]]:
