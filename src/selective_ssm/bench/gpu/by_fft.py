@@ -69,13 +69,13 @@ def _projected(x: Tensor, linear: nn.Linear) -> Tensor:
 
 
 def short_convolution(x: Tensor, conv: CausalConv1d) -> Tensor:
-    """X (B, D, L) after a depthwise convolution of torch, without what may follow it."""
+    """A depthwise convolution of x (B, D, L) by torch, without what may follow it."""
     width, taps = conv.weight.shape
     return F.conv1d(x, conv.weight[:, None], conv.bias, padding=taps - 1, groups=width)[..., : x.shape[-1]]
 
 
 def long_convolution(x: Tensor, ssm: Invariant) -> Tensor:
-    """X (B, D, L) after an SSM, by FFTs of length 2 L in fp32 at least."""
+    """An SSM's answer to x (B, D, L), by FFTs of length 2 L in fp32 at least."""
     length, wide = x.shape[-1], in_float32(x)
     spectrum = torch.fft.rfft(wide, n=2 * length) * torch.fft.rfft(kernel(ssm, length), n=2 * length)
     y = torch.fft.irfft(spectrum, n=2 * length)[..., :length]
@@ -85,7 +85,7 @@ def long_convolution(x: Tensor, ssm: Invariant) -> Tensor:
 
 
 def kernel(ssm: Invariant, length: int) -> Tensor:
-    """What an SSM answers to an impulse, (D, length), or shorter where the rest is zero."""
+    """The answer to an impulse, (D, length), or shorter where the rest is zero."""
     match ssm:
         case S4D():
             return _s4d_kernel(ssm, length)

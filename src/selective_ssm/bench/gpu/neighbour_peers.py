@@ -26,7 +26,10 @@ _NOTHING = -1e38  # the logarithm of no weight, in RWKV's sums
 
 
 def public_forms(mixer: Mixer, x: Tensor) -> Mapping[str, Form | None]:
-    """The public forms of a mixer for inputs like x, by peer; None where its package is not installed."""
+    """The public forms of a mixer for inputs like x, by peer; None where its package is not installed.
+
+    They know what `cases.NEIGHBOURS` has, and no other settings of these mixers.
+    """
     match mixer:
         case Attention():
             return {"sdpa": partial(_attention, mixer, _turns(mixer.head_dim, x))}
