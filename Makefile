@@ -82,8 +82,8 @@ induction: native
 	    --set "test_lengths=[64,256,1024,4096]" --set far_length=null --set "learning_rates=[0.001,0.003]" --set seeds=2
 
 bench-cuda: $(INSTALLED)
-	for subject in scan conv norm step host first-call blocks lengths model decode generate transformers; do \
-	    $(BIN)/python -m selective_ssm bench $$subject --device cuda --peer mamba_ssm,sdpa,transformers || exit; \
+	for subject in scan conv norm step host first-call blocks neighbours lengths model decode generate transformers; do \
+	    $(BIN)/python -m selective_ssm bench $$subject --device cuda --peer mamba_ssm,sdpa,transformers,fla,torch || exit; \
 	done
 
 # On a machine that does nothing else; peers that are not installed are told as such (pip install transformers mambapy).

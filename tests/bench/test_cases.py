@@ -40,7 +40,7 @@ def test_inputs_have_the_shapes_of_the_case() -> None:
 
 def test_names_tell_the_cases_of_a_subject_apart() -> None:
     on_gpu = (gpu_cases.SCAN, gpu_cases.CONV, gpu_cases.NORM, gpu_cases.STEP, gpu_cases.BLOCKS, gpu_cases.LENGTHS)
-    models_on_gpu = (gpu_cases.MODEL, gpu_cases.DECODE, gpu_cases.GENERATE)
+    models_on_gpu = (gpu_cases.NEIGHBOURS, gpu_cases.MODEL, gpu_cases.DECODE, gpu_cases.GENERATE)
     for subject in (cases.SCAN, cases.CONV, cases.STEP, cases.MODEL, *on_gpu, *models_on_gpu):
         assert len({case.name for case in subject}) == len(subject)
     assert {"1x2048x64x16", "2x512x256x16"} <= {case.name for case in cases.SCAN if case.against_loop}

@@ -56,6 +56,7 @@ def test_figures_go_to_the_screen_and_to_a_file(
     ("words", "sentence"),
     [
         (["host"], "'host' is timed on a GPU only, and the device is 'cpu': give --device cuda"),
+        (["neighbours"], "'neighbours' is timed on a GPU only, and the device is 'cpu': give --device cuda"),
         (["generate"], "'generate' is timed on a GPU only, and the device is 'cpu': give --device cuda"),
         (["scan", "--peer", "sdpa,mamba"], "peer must be one of 'transformers', 'mambapy', got 'sdpa'"),
         (["scan", "--plan", "lanes=3"], "--plan has 'lanes=3'; expected for lanes one of 2, 4, 8"),

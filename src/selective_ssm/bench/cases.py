@@ -19,8 +19,8 @@ class Setup:
     Args:
         device: where.
         rounds: how often each is timed; the median is told.
-        peers: what to time beside ours: "mamba_ssm", "sdpa" and "transformers" on a GPU, "transformers" and
-            "mambapy" on a CPU.
+        peers: what to time beside ours: "mamba_ssm", "sdpa", "transformers", "fla" and "torch" on a GPU,
+            "transformers" and "mambapy" on a CPU.
     """
 
     device: torch.device

@@ -12,7 +12,18 @@ from selective_ssm.bench.cpu import generation as cpu_generation
 from selective_ssm.bench.cpu import models as cpu_models
 from selective_ssm.bench.cpu import operators as cpu_operators
 from selective_ssm.bench.cpu import peers as cpu_peers
-from selective_ssm.bench.gpu import cases, decoding, generation, host, lengths, models, operators, peers, writing
+from selective_ssm.bench.gpu import (
+    cases,
+    decoding,
+    generation,
+    host,
+    lengths,
+    models,
+    neighbours,
+    operators,
+    peers,
+    writing,
+)
 from selective_ssm.bench.run import Subject
 from selective_ssm.errors import UserError
 
@@ -24,6 +35,7 @@ ON_GPU: Mapping[str, Subject] = {
     "host": (cases.HOST, host.host),
     "first-call": (cases.FIRST_CALL, host.first_call),
     "blocks": (cases.BLOCKS, models.blocks),
+    "neighbours": (cases.NEIGHBOURS, neighbours.neighbours),
     "lengths": (cases.LENGTHS, lengths.lengths),
     "model": (cases.MODEL, models.model),
     "decode": (cases.DECODE, decoding.decode),

@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 
 PACKAGES = ("selective-ssm", "torch", "numpy", "safetensors", "tokenizers", "lightning", "jsonargparse", "cuda-core")
-PEERS = ("mamba-ssm", "causal-conv1d", "triton", "transformers", "mambapy")
+PEERS = ("mamba-ssm", "causal-conv1d", "triton", "transformers", "mambapy", "fla-core")
 
 
 def version(package: str) -> str | None:

@@ -31,6 +31,7 @@ Subject = Literal[
     "host",
     "first-call",
     "blocks",
+    "neighbours",
     "lengths",
     "model",
     "decode",

@@ -1,4 +1,4 @@
-"""What is timed on a GPU: operators alone, whole blocks, whole models.
+"""What is timed on a GPU: operators alone, mixers, whole blocks, whole models.
 
 Legend: B batch, L length, D channels, N state, K conv width.
 """
@@ -11,6 +11,22 @@ from typing import Literal
 import torch
 
 from selective_ssm.bench.cases import ModelCase, OpCase
+from selective_ssm.layers import (
+    AttentionConfig,
+    GAUConfig,
+    H3Config,
+    HyenaConfig,
+    HyenaFilterConfig,
+    MambaConfig,
+    MixerConfig,
+    MLPConfig,
+    PlainConfig,
+    RetNetConfig,
+    RWKVChannelConfig,
+    RWKVConfig,
+    S4Config,
+    S4DConfig,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +176,30 @@ class SoakCase(LoadCase):
         return f"{self.preset}-soak"
 
 
+@dataclass(frozen=True, kw_only=True)
+class NeighbourCase:
+    """A mixer that trains on some rows.
+
+    Args:
+        mixer: what it is called.
+        config: what it is made of.
+        batch: B.
+        length: L.
+        d_model: D.
+    """
+
+    mixer: str
+    config: MixerConfig
+    batch: int = 8
+    length: int = 2048
+    d_model: int = 1024
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it: MIXER-BxLxD."""
+        return f"{self.mixer}-{self.batch}x{self.length}x{self.d_model}"
+
+
 def _case(batch: int, length: int, channels: int, states: int) -> OpCase:
     return OpCase(batch=batch, length=length, channels=channels, states=states, dtype=torch.bfloat16)
 
@@ -184,6 +224,24 @@ STEP = tuple(_case(batch, 1, 4096, 16) for batch in (1, 16, 128))
 HOST = (CallCase(name="tiny", scan=_TINY),)
 FIRST_CALL = (CallCase(name="scan", scan=_TINY),)
 BLOCKS = tuple(LengthCase(length=length, batch=_TOKENS // length) for length in (2048, 4096, 8192, 16384))
+NEIGHBOURS = tuple(
+    NeighbourCase(mixer=mixer, config=config)
+    for mixer, config in {
+        "mamba-s6": MambaConfig(),
+        "mamba-s4d": MambaConfig(ssm=S4DConfig()),
+        "mamba-s4": MambaConfig(ssm=S4Config()),
+        "mamba-hyena": MambaConfig(ssm=HyenaFilterConfig()),
+        "plain-s4": PlainConfig(),
+        "h3": H3Config(),
+        "hyena": HyenaConfig(),
+        "retnet": RetNetConfig(),
+        "rwkv": RWKVConfig(),
+        "rwkv-channel": RWKVChannelConfig(),
+        "attention": AttentionConfig(n_heads=16, positions="rope"),
+        "gau": GAUConfig(),
+        "mlp": MLPConfig(),
+    }.items()
+)
 LENGTHS = tuple(LengthCase(length=2**power, batch=max(1, _TOKENS // 2**power)) for power in range(9, 20))
 MODEL = (
     ModelCase(preset="mamba-1.4b", batch=4, length=2048),

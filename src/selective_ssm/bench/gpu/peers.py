@@ -16,7 +16,7 @@ from selective_ssm.bench.contenders import Contender, absent, imported
 from selective_ssm.bench.run import leaves
 from selective_ssm.models import LanguageModelConfig
 
-PEERS = ("mamba_ssm", "sdpa", "transformers")
+PEERS = ("mamba_ssm", "sdpa", "transformers", "fla", "torch")
 
 
 def mamba_scan(inputs: Mapping[str, Tensor], case: OpCase) -> Contender:
