@@ -149,7 +149,7 @@ class LoadCase:
     texts: int = 512
     prompt: tuple[int, int] = (16, 1024)
     new_tokens: tuple[int, int] = (64, 512)
-    slots: tuple[int, ...] = (128, 256, 512)
+    slots: tuple[int, ...] = (128, 512)
     budgets: tuple[int, ...] = (2048, 8192)
 
     @property

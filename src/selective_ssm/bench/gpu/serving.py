@@ -6,7 +6,6 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import product
 
 import torch
 
@@ -20,31 +19,34 @@ from selective_ssm.bench.run import Row, fresh
 from selective_ssm.models import LanguageModel, preset
 
 _PATIENCE = 1.0  # seconds; what takes longer is timed once
-
-
-_STATIC = "static batch"
+_READ_AT_ONCE = 2**16  # tokens of prompts, by a static batch
 
 
 def ragged(case: LoadCase, setup: Setup) -> Iterator[Row]:
-    """Texts through fewer slots than there are texts, beside the same texts in static batches.
+    """Texts through an engine of as many slots as there are texts, or fewer, beside the same texts in static batches.
 
-    A static batch has a slot for each of its texts, reads their prompts in one pack, and goes on with each text for as
-    many tokens as are wanted of it. There is one of all texts, and, for each number of slots, batches of so many texts,
-    one after the other.
+    A static batch has a slot for each of its texts, reads their prompts before it writes, and goes on with each text
+    for as many tokens as are wanted of it. There is one of all texts, and, for each number of slots below, batches of
+    so many texts, one after the other. An engine is gone before the next is made, since some fill a GPU.
     """
     model = fresh(preset(case.preset), setup.device, DTYPE)
     wanted = texts(case, model.config.vocab_size)
-    whole = sum(len(prompt) for prompt, _ in wanted)
-    static = {_STATIC: len(wanted)} | {f"static batches of {slots}": slots for slots in case.slots}
-    calls = {what: _in_batches(model, wanted, slots, whole) for what, slots in static.items()}
-    for slots, budget in product(case.slots, case.budgets):
-        engine = engines.ready(model, slots=slots, prefill_budget=budget)
-        calls[f"engine, {slots} slots, reads {budget}"] = partial(engines.serve, engine, wanted)
-    taken = quickest(calls, setup.device, rounds=setup.rounds, patience=_PATIENCE)
     tokens = sum(count for _, count in wanted)
-    for what in calls:
-        row: Row = {"case": case.name, "who": "ours", "what": what, "tokens a second": tokens / taken[what]}
-        yield row | ({"of static": taken[_STATIC] / taken[what]} if what != _STATIC else {})
+
+    def speed(call: Callable[[], None]) -> float:
+        return tokens / quickest({"": call}, setup.device, rounds=setup.rounds, patience=_PATIENCE)[""]
+
+    def row(what: str, found: float) -> Row:
+        return {"case": case.name, "who": "ours", "what": what, "tokens a second": found, "of static": found / static}
+
+    static = speed(_in_batches(model, wanted, len(wanted)))
+    yield row("static batch", static)
+    for slots in case.slots:
+        if slots < len(wanted):
+            yield row(f"static batches of {slots}", speed(_in_batches(model, wanted, slots)))
+        for budget in case.budgets:
+            engine = engines.ready(model, slots=slots, prefill_budget=budget)
+            yield row(f"engine, {slots} slots, reads {budget}", speed(partial(engines.serve, engine, wanted)))
 
 
 def soak(case: SoakCase, setup: Setup) -> Iterator[Row]:
@@ -72,9 +74,9 @@ def texts(case: LoadCase, vocabulary: int) -> list[Text]:
     return [([drawn.randrange(vocabulary) for _ in range(length)], count) for length, count in sizes]
 
 
-def _in_batches(model: LanguageModel, wanted: Sequence[Text], size: int, tokens: int) -> Callable[[], None]:
-    """Writes texts in batches of so many, of which each reads at most so many tokens, one after the other."""
-    engine = engines.ready(model, slots=size, prefill_budget=tokens)
+def _in_batches(model: LanguageModel, wanted: Sequence[Text], size: int) -> Callable[[], None]:
+    """Writes texts in batches of so many, one after the other."""
+    engine = engines.ready(model, slots=size, prefill_budget=_READ_AT_ONCE)
 
     def write() -> None:
         for first in range(0, len(wanted), size):
