@@ -28,3 +28,13 @@ def test_dtypes(name: str, weight: torch.dtype, stream: torch.dtype) -> None:
     y = norm(x)
     assert y.dtype == weight
     assert torch.equal(y, norm.float()(x.float()).to(weight))
+
+
+@pytest.mark.parametrize("name", ["rms", "layer"])
+def test_an_add_and_the_norm_of_the_sum(name: str) -> None:
+    """A first branch, added to a stream of nothing, is normalised as it came."""
+    norm, x = build_norm(name, 7, eps=1e-3).double(), torch.randn(3, 7, dtype=torch.float64)
+    for stream in (torch.randn_like(x), torch.zeros_like(x)):
+        y, total = norm.add(stream, x)
+        assert torch.equal(total, stream + x)
+        torch.testing.assert_close(y, norm(total))

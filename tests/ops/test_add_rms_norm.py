@@ -104,6 +104,7 @@ def test_what_does_not_fit_is_refused() -> None:
 
 
 KERNEL_CASES = [(LOW, SINGLE, LOW, 264), (SINGLE, SINGLE, SINGLE, 4100), (LOW, LOW, SINGLE, 5)]
+WIDTHS = (1, 7, 8, 63, 64, 65, 100, 128, 200, 255, 256, 264)  # around where lanes double, and blocks are one row
 
 
 def hold_against_float64(
@@ -147,6 +148,35 @@ def test_the_kernel_thread_by_thread(
     emulate(monkeypatch, cuda, order=order)
     monkeypatch.setattr(cuda, "_multiprocessors", lambda _: 1)
     hold_against_float64(*case)
+
+
+@pytest.mark.skipif(emulator.explain() is not None, reason=str(emulator.explain()))
+@pytest.mark.parametrize("width", [1, 64, 100, 255])
+def test_rows_that_share_a_block_thread_by_thread(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulate(monkeypatch, cuda)
+    monkeypatch.setattr(cuda, "_multiprocessors", lambda _: 1)
+    hold_narrow_rows(width, "cpu", (3, 70))
+
+
+@pytest.mark.skipif(nvrtc.explain() is not None, reason=str(nvrtc.explain()))
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_that_share_a_block(width: int) -> None:
+    hold_narrow_rows(width, "cuda", (1, 3, 1000))
+    hold_against_float64(SINGLE, SINGLE, SINGLE, width, "cuda", rows=100_003)
+
+
+def hold_narrow_rows(width: int, device: str, rows: tuple[int, ...]) -> None:
+    """Exact for any number of rows; and no row knows how many others there are, nor d weight of those that are not."""
+    for count in rows if width > 1 else rows[-1:]:  # in few rows of one column no gradient is more than rounding leaves
+        hold_against_float64(LOW, SINGLE, LOW, width, device, rows=count)
+    x, residual, weight = (one.detach().to(device) for one in inputs(LOW, SINGLE, LOW, rows[-1], width))
+    y, total = cuda.forward(x, residual, weight, 0.0, LOW)
+    d_residual, d_x, d_weight = cuda.backward(y, total, total, weight, 0.0, LOW)
+    assert d_x is not None
+    assert d_weight.isfinite().all()
+    few = cuda.forward(x[:2], residual[:2], weight, 0.0, LOW)
+    few += cuda.backward(y[:2], total[:2], total[:2], weight, 0.0, LOW)[:2]
+    assert all(torch.equal(a, b[:2]) for a, b in zip(few, (y, total, d_residual, d_x), strict=True))
 
 
 @pytest.mark.skipif(nvrtc.explain() is not None, reason=str(nvrtc.explain()))

@@ -31,10 +31,8 @@ class RMSNorm(nn.RMSNorm):
         y = F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps)
         return y.to(self.weight.dtype)
 
-    def add(self, residual: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The norm of residual + branch, and the sum, in one pass over memory; without a branch, of residual itself."""
-        if branch is None:
-            return self(residual), residual
+    def add(self, residual: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of residual + branch, and the sum, in one pass over memory."""
         assert self.eps is not None
         return add_rms_norm(branch, residual, self.weight, self.eps)
 
@@ -47,9 +45,9 @@ class LayerNorm(nn.LayerNorm):
         y = F.layer_norm(input.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
         return y.to(self.weight.dtype)
 
-    def add(self, residual: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The norm of residual + branch, and the sum; without a branch, of residual itself."""
-        total = residual if branch is None else residual + branch
+    def add(self, residual: Tensor, branch: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of residual + branch, and the sum."""
+        total = residual + branch
         return self(total), total
 
 

@@ -31,14 +31,14 @@ class Layer(nn.Module):
         self.mixer: Mixer = build_mixer(mixer, config.d_model)
 
     def forward(
-        self, x: Tensor, before: Tensor | None, state: State | None, *, cu_seqlens: Tensor | None, return_state: bool
+        self, x: Tensor, before: Tensor, state: State | None, *, cu_seqlens: Tensor | None, return_state: bool
     ) -> tuple[Tensor, Tensor, State | None]:
         normed, x = self.norm.add(x, before)
         branch, state = self.mixer(normed, state, cu_seqlens=cu_seqlens, return_state=return_state)
         return x, branch, state
 
     def step(
-        self, x: Tensor, before: Tensor | None, state: State, *, state_indices: Tensor | None
+        self, x: Tensor, before: Tensor, state: State, *, state_indices: Tensor | None
     ) -> tuple[Tensor, Tensor, State]:
         normed, x = self.norm.add(x, before)
         branch, state = self.mixer.step(normed, state, state_indices=state_indices)
@@ -74,9 +74,10 @@ class Backbone(nn.Module):
         for layer in self.layers:
             layer.mixer.out_proj.weight /= math.sqrt(len(self.layers))
 
-    def _stream_dtype(self, x: Tensor) -> torch.dtype:
-        """The residual stream's, where branches have that of x."""
-        return torch.promote_types(x.dtype, torch.float32) if self.residual_in_fp32 else x.dtype
+    def _begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual stream before x, and x as what is to be added to it: the first add is then as all the others."""
+        dtype = torch.promote_types(x.dtype, torch.float32) if self.residual_in_fp32 else x.dtype
+        return torch.zeros_like(x, dtype=dtype), x
 
     def forward(
         self,
@@ -87,8 +88,7 @@ class Backbone(nn.Module):
         return_state: bool = False,
     ) -> tuple[Tensor, list[State]]:
         """Pass x (B, L, D) through every branch, each going on from its state; the end states too where asked for."""
-        x = x.to(self._stream_dtype(x))
-        branch = None
+        x, branch = self._begin(x)
         ends: list[State] = []
         for index, layer in enumerate(self.layers):
             state = None if states is None else states[index]
@@ -100,7 +100,7 @@ class Backbone(nn.Module):
 
     def step(self, x: Tensor, states: Sequence[State], *, state_indices: Tensor | None = None) -> Tensor:
         """Pass one token a row, x (B, D), through every branch; the states are updated in place."""
-        x, branch = torch.zeros_like(x, dtype=self._stream_dtype(x)), x  # the first add is then as all the others
+        x, branch = self._begin(x)
         for layer, state in zip(self.layers, states, strict=True):
             x, branch, after = layer.step(x, branch, state, state_indices=state_indices)
             for old, new in zip(state, after, strict=True):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from selective_ssm.errors import UserError
 from selective_ssm.layers import State
+from selective_ssm.layers.embedding import Embedding
 from selective_ssm.layers.linear import Linear
 from selective_ssm.models import checkpoint
 from selective_ssm.models.backbone import Backbone
@@ -60,7 +61,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         rows, width = config.padded_vocab_size, config.d_model
-        self.embedding = nn.Embedding(rows, width)
+        self.embedding = Embedding(rows, width)
         self.positions = None if config.max_positions is None else nn.Embedding(config.max_positions, width)
         self.backbone = Backbone(config)
         self._decoder = Decoder()

@@ -37,7 +37,7 @@ class TwoBlocks(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, L, D) to the same shape."""
-        x, branch, _ = self.first(x, None, None, cu_seqlens=None, return_state=False)
+        x, branch, _ = self.first(torch.zeros_like(x), x, None, cu_seqlens=None, return_state=False)
         x, branch, _ = self.second(x, branch, None, cu_seqlens=None, return_state=False)
         return x + branch
 

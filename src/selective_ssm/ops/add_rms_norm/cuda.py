@@ -15,7 +15,9 @@ from selective_ssm.ops.driver import current_stream
 from selective_ssm.ops.parameters import pointer
 
 SOURCE = Path(__file__).parent / "kernel.cu"
-MAX_THREADS = 512  # of a block; a longer row takes several turns
+MAX_THREADS = 512  # of a row; a longer one takes several turns
+NARROW = 256  # columns, below which rows share a block
+NARROW_THREADS = 256  # of a block that rows share
 RESIDENT_THREADS = 1024  # of the backward on a multiprocessor; each of its blocks leaves a part of d weight
 SUM_COLUMNS = 32  # of a block of `sum_partials`
 SUM_THREADS = 256
@@ -32,29 +34,44 @@ class Shape(NamedTuple):
     vectors: bool
 
     @property
-    def threads(self) -> int:
-        """Threads of a block: eight columns each, in whole warps."""
+    def lanes(self) -> int:
+        """Threads of a row, eight columns each: whole warps, or of a narrow row a power of two."""
+        if self.width < NARROW:
+            return 1 << (-(-self.width // 8) - 1).bit_length()
         return min(MAX_THREADS, -(-self.width // 256) * 32)
 
     @property
+    def rows(self) -> int:
+        """Rows that a block takes at once."""
+        return NARROW_THREADS // self.lanes if self.width < NARROW else 1
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return self.lanes * self.rows
+
+    @property
     def shared(self) -> int:
-        """Bytes in which the warps of a block exchange two sums, twice over."""
-        return self.threads // 32 * 4 * 4
+        """Bytes in which the warps of a row exchange two sums, twice over, or rows add up their parts of d weight."""
+        return 4 * (self.threads // 32 * 4 if self.rows == 1 else self.rows * self.width)
 
     @property
     def defines(self) -> tuple[tuple[str, str | int], ...]:
         """The source's macros."""
         names = ("BRANCH", "STREAM", "WEIGHT", "OUTPUT")
         formats = ((name, nvrtc.NUMBER_TYPES[dtype]) for name, dtype in zip(names, self[:4], strict=True))
-        sizes = (("WIDTH", self.width), ("THREADS", self.threads), ("VECTORS", int(self.vectors)))
-        return (*formats, *sizes, ("SHARES_GRADIENT", int(self.x == self.residual)))
+        sizes = (("WIDTH", self.width), ("LANES", self.lanes), ("ROWS", self.rows))
+        flags = (("VECTORS", int(self.vectors)), ("SHARES_GRADIENT", int(self.x == self.residual)))
+        return (*formats, *sizes, *flags)
 
 
 class ForwardParameters(ctypes.Structure):
     """The struct of the same name in the source."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "residual", "weight", "y", "total")] + [
-        ("eps", ctypes.c_float)
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "residual", "weight", "y", "total")),
+        ("rows", ctypes.c_int64),
+        ("eps", ctypes.c_float),
     ]
 
 
@@ -79,8 +96,9 @@ def forward(x: Tensor, residual: Tensor, weight: Tensor, eps: float, dtype: torc
     y, total = torch.empty_like(x, dtype=dtype), torch.empty_like(residual)
     shape = _shape(x.dtype, dtype, total, weight, (x, residual))
     pointers = (x.data_ptr(), residual.data_ptr(), weight.data_ptr(), y.data_ptr(), total.data_ptr())
-    parameters = ForwardParameters(*pointers, eps)
-    _launch(shape, "forward", total.numel() // shape.width, shape.threads, shape.shared, parameters, total.get_device())
+    rows = total.numel() // shape.width
+    blocks, parameters = -(-rows // shape.rows), ForwardParameters(*pointers, rows, eps)
+    _launch(shape, "forward", blocks, shape.threads, shape.shared, parameters, total.get_device())
     return y, total
 
 
@@ -90,7 +108,7 @@ def backward(
     """The gradients of residual, x (None where the residual's serves) and weight."""
     shape = _shape(dtype, d_y.dtype, total, weight, (d_y, d_total))
     rows = total.numel() // shape.width
-    blocks = min(rows, RESIDENT_THREADS // shape.threads * _multiprocessors(total.get_device()))
+    blocks = min(-(-rows // shape.rows), RESIDENT_THREADS // shape.threads * _multiprocessors(total.get_device()))
     d_residual, d_weight = torch.empty_like(total), torch.empty_like(weight)
     d_x = None if dtype == total.dtype else torch.empty_like(total, dtype=dtype)
     partials = torch.empty(blocks, total.shape[-1], dtype=torch.float32, device=total.device)

@@ -1,16 +1,19 @@
 #include "device.cuh"
 
-// A residual branch's add and the RMSNorm after it, forward and backward. A block takes one row at a time, a thread eight
-// neighbouring columns of it (and as many again THREADS further on, where a row is longer), which stay in registers
-// between the sums over the row and what is written: each tensor is read once and written once.
+// A residual branch's add and the RMSNorm after it, forward and backward. A block takes ROWS rows at a time, LANES threads
+// for each; a thread has eight neighbouring columns (and as many again SPAN further on, where a row is longer), which stay
+// in registers between the sums over the row and what is written: each tensor is read once and written once. A wide row
+// has a block to itself; narrow ones share it, each within a warp.
 //
-// Macros: BRANCH, STREAM, WEIGHT, OUTPUT (the formats of x, the residual stream, weight and y), WIDTH (D), THREADS (of a
-// block), VECTORS (whether every row begins on a vector's boundary and holds whole ones), SHARES_GRADIENT (BRANCH is
-// STREAM, so one gradient serves both).
+// Macros: BRANCH, STREAM, WEIGHT, OUTPUT (the formats of x, the residual stream, weight and y), WIDTH (D), LANES (threads of
+// a row), ROWS (of a block), VECTORS (whether every row begins on a vector's boundary and holds whole ones),
+// SHARES_GRADIENT (BRANCH is STREAM, so one gradient serves both).
 
-constexpr int WARPS = THREADS / 32;
-constexpr int SPAN = 8 * THREADS;                  // columns that a block reads at once
-constexpr int CHUNKS = (WIDTH + SPAN - 1) / SPAN;  // how often it does so
+constexpr int THREADS = LANES * ROWS;
+constexpr int WARPS = LANES / 32;                  // of a row; none where it has a part of one
+constexpr int SPAN = 8 * LANES;                    // columns that a row's threads read at once
+constexpr int CHUNKS = (WIDTH + SPAN - 1) / SPAN;  // how often they do so
+static_assert(ROWS == 1 || (CHUNKS == 1 && LANES <= 32 && WIDTH <= THREADS), "rows that share a block are narrow");
 
 // Eight numbers of a row; zeros beyond its end.
 template <class T> __device__ __forceinline__ void load(const T* row, int column, float (&x)[8]) {
@@ -35,15 +38,21 @@ template <class T> __device__ __forceinline__ void store(T* row, int column, con
 // What storing in a format and loading again makes of a number.
 template <class T> __device__ __forceinline__ float rounded(float x) { return to_float(from_float<T>(x)); }
 
-__device__ __forceinline__ int column_of(int chunk) { return 8 * (chunk * THREADS + int(threadIdx.x)); }
+// Which of the block's rows a thread serves, and from which column on. A row that is not there has no columns: nothing of it
+// is read or written, and its sums are zero.
+__device__ __forceinline__ int row_in_block() { return ROWS == 1 ? 0 : threadIdx.x / LANES; }
+__device__ __forceinline__ int column_of(int chunk, bool present = true) {
+    const int lane = ROWS == 1 ? threadIdx.x : threadIdx.x % LANES;
+    return present ? 8 * (chunk * LANES + lane) : WIDTH;
+}
 
-// Sums over the block, in an order that never changes. Successive calls use the two halves of shared memory in turns, so
-// that one barrier is enough: whoever writes a half again has passed the barrier that all readers had reached.
-template <int COUNT> __device__ __forceinline__ void sum_over_block(float (&sums)[COUNT], bool second_half) {
+// Sums over a row, in an order that never changes. Successive calls use the two halves of shared memory in turns, so that
+// one barrier is enough: whoever writes a half again has passed the barrier that all readers had reached.
+template <int COUNT> __device__ __forceinline__ void sum_over_row(float (&sums)[COUNT], bool second_half) {
 #pragma unroll
     for (int i = 0; i < COUNT; i++) {
 #pragma unroll
-        for (int mask = 16; mask > 0; mask /= 2) sums[i] += shuffle_xor(sums[i], mask);
+        for (int mask = (LANES < 32 ? LANES : 32) / 2; mask > 0; mask /= 2) sums[i] += shuffle_xor(sums[i], mask);
     }
     if constexpr (WARPS > 1) {
         float* shared = reinterpret_cast<float*>(shared_memory()) + (second_half ? COUNT * WARPS : 0);
@@ -67,12 +76,14 @@ struct ForwardParameters {
     const WEIGHT* weight;
     OUTPUT* y;
     STREAM* total;
+    int64 rows;
     float eps;
 };
 
-// One block a row.
+// Each row is met once.
 extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ ForwardParameters p) {
-    const int64 start = int64(blockIdx.x) * WIDTH;
+    const int64 row = int64(blockIdx.x) * ROWS + row_in_block(), start = row * WIDTH;
+    const bool present = ROWS == 1 || row < p.rows;
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
         if (column_of(chunk) < WIDTH) prefetch(p.weight + column_of(chunk));
@@ -83,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_const
     float squares[1] = {0.0f};
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
-        const int column = column_of(chunk);
+        const int column = column_of(chunk, present);
         float x[8];
         load(p.residual + start, column, total[chunk]);
         load(p.x + start, column, x);
@@ -94,11 +105,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) forward(const __grid_const
         }
         store(p.total + start, column, total[chunk]);
     }
-    sum_over_block(squares, false);
+    sum_over_row(squares, false);
     const float scale = 1.0f / sqrtf(squares[0] / WIDTH + p.eps);
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
-        const int column = column_of(chunk);
+        const int column = column_of(chunk, present);
         float weight[8];
         load(p.weight, column, weight);
 #pragma unroll
@@ -119,17 +130,18 @@ struct BackwardParameters {
     float eps;
 };
 
-// A block takes every gridDim.x-th row.
+// A block takes ROWS rows of every gridDim.x · ROWS.
 extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ BackwardParameters p) {
     float d_weight[CHUNKS][8] = {};
     bool second_half = false;
-    for (int64 row = blockIdx.x; row < p.rows; row += gridDim.x, second_half = !second_half) {
-        const int64 start = row * WIDTH;
+    for (int64 first = int64(blockIdx.x) * ROWS; first < p.rows; first += int64(gridDim.x) * ROWS) {
+        const int64 row = first + row_in_block(), start = row * WIDTH;
+        const bool present = ROWS == 1 || row < p.rows;
         float total[CHUNKS][8], d_y[CHUNKS][8], d_total[CHUNKS][8] = {};
         float sums[2] = {0.0f, 0.0f};  // of total², of weight · d_y · total
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
-            const int column = column_of(chunk);
+            const int column = column_of(chunk, present);
             float weight[8];
             load(p.total + start, column, total[chunk]);
             load(p.d_y + start, column, d_y[chunk]);
@@ -141,12 +153,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
                 sums[1] += weight[i] * d_y[chunk][i] * total[chunk][i];
             }
         }
-        sum_over_block(sums, second_half);
-        const float scale = 1.0f / sqrtf(sums[0] / WIDTH + p.eps);
+        sum_over_row(sums, second_half);
+        second_half = !second_half;
+        const float scale = present ? 1.0f / sqrtf(sums[0] / WIDTH + p.eps) : 0.0f;
         const float slope = sums[1] / WIDTH * scale * scale;
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; chunk++) {
-            const int column = column_of(chunk);
+            const int column = column_of(chunk, present);
             float d[8];
             load(p.weight, column, d);
 #pragma unroll
@@ -158,12 +171,22 @@ extern "C" __global__ void __launch_bounds__(THREADS) backward(const __grid_cons
             if constexpr (!SHARES_GRADIENT) store(p.d_x + start, column, d);
         }
     }
+    float* shared = reinterpret_cast<float*>(shared_memory());  // (ROWS, WIDTH), where rows share the block
+    float* part = p.partials + int64(blockIdx.x) * WIDTH;
 #pragma unroll
     for (int chunk = 0; chunk < CHUNKS; chunk++) {
         const int column = column_of(chunk);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            if (column + i < WIDTH) p.partials[int64(blockIdx.x) * WIDTH + column + i] = d_weight[chunk][i];
+            if (column + i < WIDTH) (ROWS == 1 ? part : shared + row_in_block() * WIDTH)[column + i] = d_weight[chunk][i];
+        }
+    }
+    if constexpr (ROWS > 1) {
+        sync_block();
+        if (threadIdx.x < WIDTH) {
+            float sum = 0.0f;
+            for (int row = 0; row < ROWS; row++) sum += shared[row * WIDTH + threadIdx.x];
+            part[threadIdx.x] = sum;
         }
     }
 }
