@@ -129,7 +129,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
     tensors = [x.requires_grad_() for x in (k.to(dtype), v.to(dtype), fade, bonus, some_state(2, 5, torch.float32))]
     torch.library.opcheck(OPS.wkv, (*tensors, None, True, None))
     strided = torch.randn(1, 20, 10).to(dtype)[..., ::2]
-    packed = (strided, strided, *tensors[2:], torch.tensor([0, 7, 20]), False, None)
+    packed = (strided, strided, *tensors[2:], torch.tensor([0, 7, 20]), True, None)
     torch.library.opcheck(OPS.wkv, packed)
 
 

@@ -43,14 +43,14 @@ class _Backward(Parameters):
 def forward(inputs: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns y (B, L, D), the end state (B or S, 3, D), and, to `save`, the states before every STEPS-th token."""
     y, end = torch.empty_like(inputs.k), torch.empty_like(inputs.state)
-    kept = end.new_empty(saved_shape(inputs.k)) if save else None
+    kept = end.new_empty(saved_shape(inputs)) if save else None
     _launch("wkv", inputs, _Forward.of(*_common(inputs, kept), y.data_ptr(), end.data_ptr()))
     return y, end, kept
 
 
-def saved_shape(k: Tensor) -> tuple[int, ...]:
+def saved_shape(inputs: Inputs) -> tuple[int, ...]:
     """The kept states of each row, as many as one sequence has: in a pack there is a place for each as well."""
-    batch, length, channels = k.shape
+    batch, length, channels = inputs.k.shape
     return batch, (max(length, 1) - 1) // STEPS, 3, channels
 
 

@@ -89,7 +89,8 @@ struct Place {
 // Numbers of STEPS consecutive tokens, or of fewer.
 struct Stretch {
     NUMBER at[STEPS];
-    __device__ __forceinline__ void load(const NUMBER* from, int64 count) {
+    __device__ __forceinline__ void load(const NUMBER* from, int64 tokens) {
+        const int count = int(min(tokens, int64(STEPS)));
 #pragma unroll
         for (int i = 0; i < STEPS; i++) {
             if (i < count) at[i] = from[i * WIDTH];
@@ -188,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) wkv_backward(const __grid_
         next_past = state_before(p.in, place, from);
     };
     const int64 last = (place.length - 1) / STEPS * STEPS;
-    send_for(place.length ? last : 0);
+    send_for(last);
     for (int64 from = last; from >= 0 && place.length; from -= STEPS) {
         const Stretch k = next_k, v = next_v, d_y = next_d_y;
         Sums past = next_past;

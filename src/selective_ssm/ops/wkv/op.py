@@ -42,7 +42,7 @@ class Backend(Protocol):
         """The gradients of all inputs but cu_seqlens."""
         ...
 
-    def saved_shape(self, k: Tensor) -> tuple[int, ...]:
+    def saved_shape(self, inputs: Inputs) -> tuple[int, ...]:
         """The shape of what `forward` keeps, from sizes alone; (0,) for nothing."""
         ...
 
@@ -136,7 +136,7 @@ def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _unsaved(inputs: Inputs, save: bool, chosen: Backend) -> Tensor:
     """What a forward pass will keep."""
-    return inputs.state.new_empty(chosen.saved_shape(inputs.k) if save else (0,))
+    return inputs.state.new_empty(chosen.saved_shape(inputs) if save else (0,))
 
 
 def _fake_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -19,29 +19,33 @@ from selective_ssm.ops.wkv.sums import NOTHING, Sums
 _STEPS = 16
 
 
-def forward(inputs: Inputs, save: bool) -> tuple[Tensor, Tensor, None]:
-    """Returns y (B, L, D) and the end state (B or S, 3, D); `backward` needs nothing but the inputs."""
+def forward(inputs: Inputs, save: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns y (B, L, D), the end state (B or S, 3, D) and, to `save`, the sums before each token and that state."""
     k, v, fade, bonus, state, cu_seqlens = inputs
     tokens = Sums.of(k.to(state.dtype), v.to(state.dtype))
     past, end = _sums(tokens, fade, Sums(*state.unbind(1)), cu_seqlens, reverse=False)
     y = past.and_of(tokens.faded(-bonus)).mean()
-    return y.to(k.dtype), torch.stack(end, 1), None
+    end = torch.stack(end, 1)
+    saved = torch.cat([torch.stack(past, 2).flatten(0, 1), end]) if save else None
+    return y.to(k.dtype), end, saved
 
 
-def saved_shape(k: Tensor) -> tuple[int, ...]:
-    """Nothing is kept."""
-    return (0,)
+def saved_shape(inputs: Inputs) -> tuple[int, ...]:
+    """Three numbers of each channel, for every token and every sequence."""
+    batch, length, channels = inputs.k.shape
+    return batch * length + inputs.state.shape[0], 3, channels
 
 
 def backward(d_y: Tensor, d_end: Tensor | None, saved: Tensor, inputs: Inputs) -> Gradients:
     """The gradients of k, v, fade, bonus and state, as `op` derives them."""
     k, v, fade, bonus, state, cu_seqlens = inputs
     tokens, initial = Sums.of(k.to(state.dtype), v.to(state.dtype)), Sums(*state.unbind(1))
-    past, end = _sums(tokens, fade, initial, cu_seqlens, reverse=False)
+    past, end = saved.split([k.shape[0] * k.shape[1], len(state)])
+    past = Sums(*past.unflatten(0, k.shape[:2]).unbind(2))
     seen = past.and_of(tokens.faded(-bonus))
     y, slope = seen.mean(), d_y.to(state.dtype) / seen.weights
     d_end = torch.zeros_like(state) if d_end is None else d_end
-    to_come = Sums(-end.top, d_end[:, 1], d_end[:, 2])
+    to_come = Sums(-end[:, 0], d_end[:, 1], d_end[:, 2])
     future, first = _sums(Sums(-seen.top, slope, -slope * y), fade, to_come, cu_seqlens, reverse=True)
 
     own = torch.exp(tokens.top + bonus - seen.top) * slope
