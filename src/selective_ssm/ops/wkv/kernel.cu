@@ -43,11 +43,11 @@ struct Sums {
 };
 
 struct Inputs {
-    const NUMBER *k, *v;       // (B, L, D)
+    const NUMBER *k, *v;        // (B, L, D)
     const float *fade, *bonus;  // (D)
-    const float* state;        // (B or S, 3, D)
-    const void* offsets;       // (S + 1) of int32, or int64 where `wide`; null where nothing is packed
-    float* kept;               // (B, (L - 1) / STEPS, 3, D); null where nothing is to be kept
+    const float* state;         // (B or S, 3, D)
+    const void* offsets;        // (S + 1) of int32, or int64 where `wide`; null where nothing is packed
+    float* kept;                // (B, (L - 1) / STEPS, 3, D); null where nothing is to be kept
     int64 length;
     int wide;
 };
