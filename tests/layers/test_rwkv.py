@@ -11,57 +11,7 @@ from torch import Tensor
 from selective_ssm.errors import UserError
 from selective_ssm.layers.rwkv import RWKV, RWKVChannel, RWKVChannelConfig, RWKVConfig
 from selective_ssm.layers.token_shift import shifted, shifted_step
-from selective_ssm.layers.wkv import no_average, wkv, wkv_step
-
-
-def by_definition(k: Tensor, v: Tensor, fade: Tensor, bonus: Tensor) -> Tensor:
-    """All sums written out, (B, L, D)."""
-    ys: list[Tensor] = []
-    for t in range(k.shape[1]):
-        age = torch.arange(t - 1, -1, -1, dtype=k.dtype)[:, None]
-        logits = torch.cat([k[:, :t] - age * fade, k[:, t : t + 1] + bonus], 1)
-        ys.append((logits.softmax(1) * v[:, : t + 1]).sum(1))
-    return torch.stack(ys, 1)
-
-
-def drawn(length: int, size: float = 1.0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    k, v = size * torch.randn(2, length, 5, dtype=dtype), torch.randn(2, length, 5, dtype=dtype)
-    return k, v, torch.rand(5, dtype=dtype), torch.randn(5, dtype=dtype)
-
-
-@pytest.mark.parametrize("length", [1, 15, 16, 17, 100, 257])
-def test_averages_are_those_of_the_definition(length: int) -> None:
-    arguments = drawn(length)
-    y, _ = wkv(*arguments, no_average(2, 5, arguments[0].device, torch.float64))
-    torch.testing.assert_close(y, by_definition(*arguments), rtol=1e-11, atol=1e-12)
-
-
-@pytest.mark.parametrize("size", [30.0, 1000.0])
-def test_no_weight_overflows_or_vanishes(size: float) -> None:
-    """e^1000 is not a number of any format, and e^-1000 nothing at all: only their ratios matter."""
-    arguments = drawn(80, size, torch.float32)
-    expected = by_definition(*(x.double() for x in arguments))
-    state = no_average(2, 5, expected.device, torch.float32)
-    y, end = wkv(*arguments, state)
-    torch.testing.assert_close(y.double(), expected, rtol=0, atol=2e-3 * size / 1000)
-    k, v, fade, bonus = arguments
-    stepped = torch.stack([wkv_step(k[:, t], v[:, t], fade, bonus, state) for t in range(80)], 1)
-    torch.testing.assert_close(stepped.double(), expected, rtol=0, atol=2e-3 * size / 1000)
-    assert state.isfinite().all()
-    assert end.isfinite().all()
-
-
-def test_without_fading_a_token_counts_as_all_others_do() -> None:
-    k, v = torch.zeros(1, 40, 1), torch.arange(40.0)[None, :, None]
-    y, _ = wkv(k, v, torch.zeros(1), torch.zeros(1), no_average(1, 1, k.device, k.dtype))
-    torch.testing.assert_close(y[0, :, 0], torch.arange(40.0) / 2)
-
-
-def test_gradients_of_large_logits_are_finite() -> None:
-    k, v, fade, bonus = (x.requires_grad_() for x in drawn(50, 500.0, torch.float32))
-    y, _ = wkv(k, v, fade, bonus, no_average(2, 5, k.device, k.dtype))
-    for gradient in torch.autograd.grad(y.sum(), (k, v, fade, bonus)):
-        assert gradient.isfinite().all()
+from tests.ops.test_wkv import by_definition
 
 
 def test_what_stands_before_a_token() -> None:

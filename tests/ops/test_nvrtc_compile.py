@@ -15,10 +15,12 @@ from selective_ssm.ops import (
     causal_conv1d,
     causal_conv1d_step,
     linear,
+    no_average,
     nvrtc,
     sample,
     selective_scan,
     selective_scan_step,
+    wkv,
 )
 from selective_ssm.ops.add_rms_norm import cuda as add_rms_norm_cuda
 from selective_ssm.ops.causal_conv1d import cuda as causal_conv1d_cuda
@@ -26,6 +28,7 @@ from selective_ssm.ops.linear import cuda as linear_cuda
 from selective_ssm.ops.sample import cuda as sample_cuda
 from selective_ssm.ops.selective_scan import cuda as selective_scan_cuda
 from selective_ssm.ops.selective_scan import step_cuda as selective_scan_step_cuda
+from selective_ssm.ops.wkv import cuda as wkv_cuda
 from tests.ops.cases import ScanCase
 from tests.ops.kernel_doubles import ADD, DEFINES, fresh, source
 from tests.ops.wanted import Wanted, wanted_by
@@ -45,6 +48,7 @@ BACKENDS = (
     sample_cuda,
     selective_scan_cuda,
     selective_scan_step_cuda,
+    wkv_cuda,
 )
 
 SOURCES = sorted(str(path.relative_to(OPS)) for path in OPS.rglob("*.cu"))
@@ -69,6 +73,7 @@ def launches() -> list[Wanted]:
         selective_scan(**tensors, **options, backend="cuda").backward(x)
         causal_conv1d(x, weight, one, activation="silu", backend="cuda").backward(x)
         add_rms_norm(x, x.float(), one, 1e-5, backend="cuda")[0].sum().backward()
+        wkv(x, x, one, one, no_average(len(x), 64, x.device, x.dtype), backend="cuda")[0].sum().backward()
         selective_scan_step(states[16], A=tensors["A"], **now, delta_softplus=True, backend="cuda")
         causal_conv1d_step(states[3], x[:, 0], weight, one, activation="silu", backend="cuda")
         for rows in (torch.ones(1, 64), torch.ones(1, 64).half(), torch.ones(16, 64).bfloat16()):

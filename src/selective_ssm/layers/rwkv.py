@@ -18,7 +18,7 @@ from selective_ssm.layers.checks import require_positive
 from selective_ssm.layers.linear import Linear
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State, in_float32, reset_linear
 from selective_ssm.layers.token_shift import shifted, shifted_step
-from selective_ssm.layers.wkv import no_average, wkv, wkv_step
+from selective_ssm.ops import no_average, wkv, wkv_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,18 +129,17 @@ class RWKV(Mixer):
         return self._gated(r, y), state
 
     def _project(self, x: Tensor, previous: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """r, and k and v in fp32 at least."""
         r, k, v = (
             linear(_mixed(mix, x, previous))
             for mix, linear in ((self.mix_r, self.r_proj), (self.mix_k, self.k_proj), (self.mix_v, self.v_proj))
         )
-        return r, in_float32(k), in_float32(v)
+        return r, k, v
 
     def _fades(self) -> tuple[Tensor, Tensor]:
         return torch.exp(in_float32(self.fade_log)), in_float32(self.bonus)
 
     def _gated(self, r: Tensor, y: Tensor) -> Tensor:
-        return self.out_proj(torch.sigmoid(r) * y.to(r.dtype))
+        return self.out_proj(torch.sigmoid(r) * y)
 
 
 @final

@@ -1,4 +1,4 @@
-"""Functions on tensors: the scan, the convolution, their steps; an add and a norm in one; linear; the next token."""
+"""Functions on tensors: scan, convolution, RWKV's average, their steps; an add and a norm; linear; the next token."""
 
 import torch
 
@@ -7,8 +7,9 @@ from selective_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from selective_ssm.ops.linear import linear
 from selective_ssm.ops.sample import sample
 from selective_ssm.ops.selective_scan import selective_scan, selective_scan_fn, selective_scan_step
+from selective_ssm.ops.wkv import no_average, wkv, wkv_step
 
-EXPENSIVE = (torch.ops.selective_ssm.selective_scan.default,)
+EXPENSIVE = (torch.ops.selective_ssm.selective_scan.default, torch.ops.selective_ssm.wkv.default)
 """Registered operators whose results are worth their memory where a forward pass is run again for its backward."""
 
 __all__ = [
@@ -17,8 +18,11 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "linear",
+    "no_average",
     "sample",
     "selective_scan",
     "selective_scan_fn",
     "selective_scan_step",
+    "wkv",
+    "wkv_step",
 ]
