@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from selective_ssm.layers import State
-from selective_ssm.layers.long_conv import _fast_size, causal_convolution, latest_first, run_packed
+from selective_ssm.layers import State, long_conv
+from selective_ssm.layers.long_conv import (
+    _fast_size,
+    causal_convolution,
+    latest_first,
+    run_packed,
+    two_sided_convolution,
+)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 7, 30, 65])
@@ -20,13 +26,60 @@ def test_convolution_is_its_sum(length: int) -> None:
     torch.testing.assert_close(causal_convolution(x, kernel), expected, rtol=1e-10, atol=1e-10)
 
 
+def drawn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+def test_skip_and_offset_are_added() -> None:
+    x, kernel, skip, offset = drawn(2, 7, 3), drawn(3, 7), drawn(3), drawn(2, 3, 7)
+    plain = causal_convolution(x, kernel)
+    assert_close = torch.testing.assert_close
+    assert_close(causal_convolution(x, kernel, skip, offset), plain + skip * x + offset.mT)
+    both = two_sided_convolution(x, kernel, kernel)
+    assert_close(two_sided_convolution(x, kernel, kernel, skip), both + skip * x)
+    ahead = causal_convolution(x.flip(1), kernel).flip(1)[:, 1:]
+    assert_close(both[:, :-1], plain[:, :-1] + ahead)
+    assert_close(both[:, -1], plain[:, -1])
+
+
+@pytest.mark.parametrize("at_once", [1, 1 << 22])
+@pytest.mark.parametrize("length", [1, 6])
+def test_gradients_are_those_of_differences(length: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_conv, "_AT_ONCE", at_once)
+    x, kernel, skip, offset = drawn(3, length, 2), drawn(2, length), drawn(2), drawn(3, 2, length)
+    assert torch.autograd.gradcheck(causal_convolution, (x, kernel, skip, offset))
+    assert torch.autograd.gradcheck(two_sided_convolution, (x, kernel, drawn(2, length), skip))
+    assert torch.autograd.gradcheck(causal_convolution, (x, kernel.detach()))
+    assert torch.autograd.gradcheck(causal_convolution, (x.detach(), kernel, None, offset.detach()))
+
+
+def test_low_precision_is_rounded_once() -> None:
+    x = drawn(2, 40, 3, dtype=torch.bfloat16)
+    kernel, offset = drawn(3, 40, dtype=torch.float32), drawn(2, 3, 40, dtype=torch.float32)
+    wide = x.detach().float().requires_grad_()
+    y, expected = (causal_convolution(one, kernel, None, offset) for one in (x, wide))
+    assert torch.equal(y, expected.bfloat16())
+    dy = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, (x, kernel, offset), dy)
+    of_wide = torch.autograd.grad(expected, (wide, kernel, offset), dy.float())
+    for one, other in zip(gradients, of_wide, strict=True):
+        assert torch.equal(one, other.to(one.dtype))
+
+
+def test_differentiating_twice_is_refused() -> None:
+    x, kernel = drawn(1, 5, 2), drawn(2, 5)
+    (dx,) = torch.autograd.grad(causal_convolution(x, kernel).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
+
+
 def test_sizes_of_transforms_have_small_factors_and_little_padding() -> None:
     for least in [*range(1, 300), 4097 * 2, 2**20 + 1]:
         size = _fast_size(least)
         assert least <= size <= 1.25 * least
         while size % 2 == 0:
             size //= 2
-        assert size in (1, 3, 5, 7)
+        assert size in (1, 3, 5, 7, 9, 15)
 
 
 def test_rows_are_turned_within_their_length() -> None:

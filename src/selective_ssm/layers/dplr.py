@@ -78,10 +78,11 @@ class DPLR:
         inverse Fourier transform of a function that is cheap at the roots of unity: with C̃ = C (I - Ā^L), which takes
         away what lies beyond L,
 
-            sum_l C Ā^l (I - Δ/2 A)^-1 v ω^l = C̃ ((1 - ω) I - Δ/2 (1 + ω) A)^-1 v   where ω^L = 1,
+            sum_l C Ā^l (I - Δ/2 A)^-1 v ω^l = C̃ ((1 - ω) I - Δ/2 (1 + ω) A)^-1 v   where ω^L = 1.
 
-        and there the inverse is that of a diagonal and a correction of rank one: four dot products with 1 / (g - s λ),
-        g = 1 - ω and s = Δ/2 (1 + ω). Written like this, and not with (1 - ω) / (1 + ω), nothing is infinite at ω = -1.
+        With ω = exp(2 i φ), t = 2 sin φ and s = Δ cos φ this is exp(-i φ) C̃ (-i t I - s A)^-1 v, where all is real but
+        A and i. The inverse is that of a diagonal and a correction of rank one: four dot products with
+        1 / (-i t - s λ). Written like this, and not with t / s, nothing is infinite at ω = -1.
 
         Args:
             drives: v (J, D, N) complex.
@@ -97,27 +98,28 @@ class DPLR:
         C = pairs_as_complex(row - raised([power.mT for power in powers], row[None], length)[0]).conj()
         conjugate = self.P.conj()
         products = torch.cat([C * drives, conjugate * drives, (C * self.P)[None], (conjugate * self.P)[None]])
-        angle = -2 * torch.pi / length * torch.arange(length // 2 + 1, device=self.dt.device, dtype=torch.float64)
-        omega = torch.polar(torch.ones_like(angle), angle).to(self.rates.dtype)
-        sums, s = self._cauchy(products, omega), self.dt / 2 * (1 + omega)
-        seen, by_P, corner, norm = sums.split([len(drives), len(drives), 1, 1])
-        return torch.fft.irfft(seen - s * corner * by_P / (1 + s * norm), n=length)
+        half_angle = -torch.pi / length * torch.arange(length // 2 + 1, device=self.dt.device, dtype=torch.float64)
+        t, cosine = 2 * half_angle.sin().to(self.dt), half_angle.cos().to(self.dt)
+        s = self.dt * cosine
+        seen, by_P, corner, norm = self._cauchy(products, t, s).split([len(drives), len(drives), 1, 1])
+        phase = torch.complex(cosine, -t / 2)
+        return torch.fft.irfft(phase * (seen - s * corner * by_P / (1 + s * norm)), n=length)
 
-    def _cauchy(self, products: Tensor, omega: Tensor) -> Tensor:
-        """sum_n a_n / (g - s λ_n) + its conjugates' for products a (K, D, N) and nodes ω (M,): (K, D, M).
+    def _cauchy(self, products: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """sum_n a_n / (-i t - s λ_n) + its conjugates' for products a (K, D, N), t (M,) and s (D, M): (K, D, M).
 
-        A state and its conjugate are one term, 2 (g Re a - s Re(a λ̄)) / ((g - s λ) (g - s λ̄)). The matrix (D, M, N) is
-        made a few nodes at a time, and again in the backward pass.
+        A state and its conjugate are one term, -2 (i t Re a + s Re(a λ̄)) / (s² |λ|² - t² + 2 i s t Re λ). The matrix
+        (D, M, N) is made a few nodes at a time, and again in the backward pass.
         """
         weights = torch.cat([products.real, (products * self.rates.conj()).real]).permute(1, 2, 0)
         step = max(1, _AT_ONCE // self.rates.numel())
         run = (
             partial(checkpoint, _cauchy_sums, use_reentrant=False, preserve_rng_state=False)
-            if len(omega) > step
+            if len(t) > step
             else _cauchy_sums
         )
         with without_autocast(self.dt.device):
-            pieces = [run(weights, self.rates, self.dt, some) for some in omega.split(step)]
+            pieces = [run(weights, self.rates, *some) for some in zip(t.split(step), s.split(step, 1), strict=True)]
         return torch.cat(pieces, 1).permute(2, 0, 1)
 
     def end_of(self, drive: Tensor, latest: Tensor, powers: Sequence[Tensor]) -> Tensor:
@@ -149,12 +151,14 @@ class DPLR:
         return pairs_as_complex(ends.sum(0))
 
 
-def _cauchy_sums(weights: Tensor, rates: Tensor, dt: Tensor, omega: Tensor) -> Tensor:
+def _cauchy_sums(weights: Tensor, rates: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """`DPLR._cauchy` for a few nodes: weights (D, N, 2 K) real, to (D, M, K)."""
-    g, s = (1 - omega)[:, None], (dt / 2 * (1 + omega))[..., None]
-    matrix = 1 / ((g - s * rates[:, None]) * (g - s * rates[:, None].conj()))
+    squared = rates.real.square() + rates.imag.square()
+    real = torch.addcmul(-t.square()[:, None], s.square()[..., None], squared[:, None])
+    imaginary = (2 * t * s)[..., None] * rates.real[:, None]
+    matrix = torch.complex(real, imaginary).reciprocal()
     ahead, across = (matrix @ weights.to(matrix.dtype)).chunk(2, -1)
-    return 2 * (g * ahead - s * across)
+    return -2 * (1j * t[:, None] * ahead + s[..., None] * across)
 
 
 def raised(powers: Sequence[Tensor], h: Tensor, exponents: Tensor | int) -> Tensor:

@@ -162,7 +162,5 @@ class HyenaFilter(InnerSSM):
         return self._convolve(x), None
 
     def _convolve(self, x: Tensor) -> Tensor:
-        """Rows (S, L, D) from nothing, in fp32 at least."""
-        wide = in_float32(x)
-        y = causal_convolution(wide, self.kernel(x.shape[1]))
-        return y if self.D is None else y + self.D * wide
+        """Rows (S, L, D) from nothing."""
+        return causal_convolution(x, self.kernel(x.shape[1]), None if self.D is None else in_float32(self.D))

@@ -5,44 +5,54 @@ Legend: B batch, L length, D channels, S sequences in a pack, R rows of a bucket
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from selective_ssm.layers.mixer import State
 from selective_ssm.ops import checks
 
+_AT_ONCE = 1 << 22
+"""Numbers of spectra whose products are in memory together: few enough for a GPU's cache."""
 
-def causal_convolution(x: Tensor, kernel: Tensor) -> Tensor:
-    """y_t = sum_j K_j x_{t - j}, with nothing before the first token.
+
+def causal_convolution(x: Tensor, kernel: Tensor, skip: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
+    """y_t = sum_j K_j x_{t - j} + D x_t + c_t, with nothing before the first token.
+
+    It is rounded once, and can be differentiated once.
 
     Args:
-        x: (B, L, D) fp32 or float64.
-        kernel: (D, L) of x's dtype.
+        x: (B, L, D), of any floating dtype.
+        kernel: K (D, L) fp32 or float64, in which all is computed.
+        skip: D (D,) in the kernel's dtype, or None for 0. It is added to K_0, which costs no pass over x.
+        offset: c (B, D, L) likewise.
 
     Returns:
-        y (B, L, D).
+        y (B, L, D) in x's dtype.
 
     Example:
         >>> x, kernel = torch.ones(1, 3, 1), torch.tensor([[1.0, 10.0, 100.0]])
         >>> causal_convolution(x, kernel)[0, :, 0].round().tolist()
         [1.0, 11.0, 111.0]
     """
-    return _convolved(x, F.pad(kernel, (0, _unwrapped(x) - x.shape[1])))
+    return _convolved(x, _with_skip(kernel, skip), offset)
 
 
-def two_sided_convolution(x: Tensor, kernel: Tensor, ahead: Tensor) -> Tensor:
-    """y_t = sum_j K_j x_{t - j} + sum_j K'_j x_{t + 1 + j}, with nothing before the first token and after the last.
+def two_sided_convolution(x: Tensor, kernel: Tensor, ahead: Tensor, skip: Tensor | None = None) -> Tensor:
+    """y_t = sum_j K_j x_{t - j} + sum_j K'_j x_{t + 1 + j} + D x_t, nothing before the first token or after the last.
+
+    It is rounded once, and can be differentiated once.
 
     Args:
-        x: (B, L, D) fp32 or float64.
-        kernel: K (D, L) of x's dtype.
+        x: (B, L, D), of any floating dtype.
+        kernel: K (D, L) fp32 or float64, in which all is computed.
         ahead: K' (D, L) likewise.
+        skip: D (D,) likewise, or None for 0.
 
     Returns:
-        y (B, L, D).
+        y (B, L, D) in x's dtype.
 
     Example:
         >>> x, kernel = torch.ones(1, 3, 1), torch.tensor([[1.0, 10.0, 100.0]])
@@ -50,7 +60,11 @@ def two_sided_convolution(x: Tensor, kernel: Tensor, ahead: Tensor) -> Tensor:
         [23.0, 13.0, 111.0]
     """
     between = kernel.new_zeros(len(kernel), _unwrapped(x) - 2 * x.shape[1])
-    return _convolved(x, torch.cat([kernel, between, ahead.flip(-1)], 1))
+    return _convolved(x, torch.cat([_with_skip(kernel, skip), between, ahead.flip(-1)], 1), None)
+
+
+def _with_skip(kernel: Tensor, skip: Tensor | None) -> Tensor:
+    return kernel if skip is None else torch.cat([kernel[:, :1] + skip[:, None], kernel[:, 1:]], 1)
 
 
 def _unwrapped(x: Tensor) -> int:
@@ -58,20 +72,74 @@ def _unwrapped(x: Tensor) -> int:
     return _fast_size(2 * x.shape[1])
 
 
-def _convolved(x: Tensor, kernel: Tensor) -> Tensor:
-    """The first L outputs of the circular convolution of x (B, L, D), zeros after it, with a kernel (D, T), T >= L."""
-    rows, length = x.shape[:2]
-    if rows == 0 or length == 0:  # of which there is no FFT
-        return x
-    size = kernel.shape[1]
-    spectrum = torch.fft.rfft(x, n=size, dim=1) * torch.fft.rfft(kernel.T, dim=0)
-    return torch.fft.irfft(spectrum, n=size, dim=1)[:, :length]
-
-
 def _fast_size(least: int) -> int:
-    """The smallest m 2^k that is at least so large, with m from 5 to 8: FFTs of large prime factors take longer."""
-    unit = 1 << max((least - 1).bit_length() - 3, 0)
-    return -(-least // unit) * unit
+    """The smallest m 2^k that is at least so large, with m from 1 to 15: FFTs of large prime factors take longer."""
+    return min(m << (-(-least // m) - 1).bit_length() for m in (1, 3, 5, 7, 9, 15))
+
+
+def _convolved(x: Tensor, kernel: Tensor, offset: Tensor | None) -> Tensor:
+    """The first L outputs of the circular convolution of x (B, L, D) with a kernel (D, T), zeros after either."""
+    if x.shape[0] == 0 or x.shape[1] == 0:  # of which there is no FFT
+        return x
+    return _Convolution.apply(x, kernel, offset, _unwrapped(x))  # pyright: ignore[reportReturnType]
+
+
+class _Convolution(torch.autograd.Function):
+    """A circular convolution with as few passes over memory as FFTs of contiguous rows need.
+
+    Casts and transpositions happen in the copies into and out of padded rows (B, D, size). The spectrum of x is kept
+    for the backward pass, where to make it again would take as long as half of what is there.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, offset: Tensor | None, size: int) -> Tensor:
+        weights = torch.fft.rfft(kernel, n=size)
+        spectrum = torch.fft.rfft(_padded(x, kernel.dtype, size))
+        is_learned = ctx.needs_input_grad[1]
+        ctx.save_for_backward(spectrum if is_learned else None, weights)
+        ctx.size, ctx.taps = size, kernel.shape[1]
+        product = spectrum * weights if is_learned else spectrum.mul_(weights)
+        return _cut(torch.fft.irfft(product, n=size), x, offset)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        spectrum, weights = ctx.saved_tensors
+        by_x, by_kernel, by_offset, _ = ctx.needs_input_grad
+        padded = _padded(dy, weights.real.dtype, ctx.size)
+        d_offset = padded[..., : dy.shape[1]] if by_offset else None
+        d_spectrum = torch.fft.rfft(padded)
+        dx = d_kernel = None
+        if by_kernel:
+            d_kernel = torch.fft.irfft(_correlated(d_spectrum, spectrum), n=ctx.size)[:, : ctx.taps]
+        if by_x:
+            dx = _cut(torch.fft.irfft(d_spectrum.mul_(weights.conj()), n=ctx.size), dy, None)
+        return dx, d_kernel, d_offset, None
+
+
+def _padded(x: Tensor, dtype: torch.dtype, size: int) -> Tensor:
+    """Rows (B, D, size) in a dtype: x (B, L, D), then zeros."""
+    padded = x.new_empty(x.shape[0], x.shape[2], size, dtype=dtype)
+    padded[..., : x.shape[1]].copy_(x.mT)
+    padded[..., x.shape[1] :].zero_()
+    return padded
+
+
+def _cut(rows: Tensor, like: Tensor, offset: Tensor | None) -> Tensor:
+    """The first L of rows (B, D, size), which are written to, plus an offset; as (B, L, D), of the dtype of another."""
+    rows = rows[..., : like.shape[1]]
+    if offset is not None:
+        rows += offset
+    return like.new_empty(like.shape).copy_(rows.mT)
+
+
+def _correlated(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of a b* over the first axis, some rows at a time, so that no product goes to memory and back."""
+    total = torch.zeros_like(a[0])
+    rows = max(1, _AT_ONCE // total.numel())
+    for some, others in zip(a.split(rows), b.split(rows), strict=True):
+        total += (some * others.conj()).sum(0)
+    return total
 
 
 def latest_first(x: Tensor, lengths: Tensor | None) -> Tensor:

@@ -170,22 +170,19 @@ class S4(InnerSSM):
     ) -> tuple[Tensor, State | None]:
         """Rows from their states, by FFT; a `Run` of `long_conv`."""
         system, drive = self._system()
-        wide, length = in_float32(x), x.shape[1]
+        length = x.shape[1]
         powers = system.powers(length)
         before = drive.new_empty(0, *drive.shape) if state is None else state[0]
         responses = system.responses(torch.cat([drive[None], system.explicit_half(before)]), length, powers)
-        y = causal_convolution(wide, responses[0])
-        if self.D is not None:
-            y = y + self.D * wide
-        if state is not None:
-            y = y + responses[1:].mT
+        skip = None if self.D is None else in_float32(self.D)
+        y = causal_convolution(x, responses[0], skip, None if state is None else responses[1:])
         if not return_state:
-            return y.to(x.dtype), None
-        end = system.end_of(drive, latest_first(wide, lengths), powers)
+            return y, None
+        end = system.end_of(drive, latest_first(in_float32(x), lengths), powers)
         if state is not None:
             steps = length if lengths is None else lengths
             end = end + pairs_as_complex(raised(powers, as_pairs(state[0]), steps))
-        return y.to(x.dtype), (end,)
+        return y, (end,)
 
     def _system(self) -> tuple[DPLR, Tensor]:
         """The system in fp32 at least, and Δ B (D, N)."""

@@ -174,22 +174,18 @@ class S4D(InnerSSM):
     ) -> tuple[Tensor, State | None]:
         """Rows from their states, by FFT; a `Run` of `long_conv`."""
         A, _, C, D, dt = self._system()
-        rates, wide, length = dt[:, None] * A, in_float32(x), x.shape[1]
-        if self.C_ahead is None:
-            y = causal_convolution(wide, self.kernel(length))
-        else:
-            y = two_sided_convolution(wide, self.kernel(length), self._kernel(self.C_ahead, length))
-        if D is not None:
-            y = y + D * wide
-        if state is not None:
-            y = y + sums_of_powers(C * torch.exp(rates) * state[0], rates, length).mT
+        rates, length = dt[:, None] * A, x.shape[1]
+        if self.C_ahead is not None:
+            return two_sided_convolution(x, self.kernel(length), self._kernel(self.C_ahead, length), D), None
+        before = None if state is None else sums_of_powers(C * torch.exp(rates) * state[0], rates, length)
+        y = causal_convolution(x, self.kernel(length), D, before)
         if not return_state:
-            return y.to(x.dtype), None
-        end = weighted_by_powers(latest_first(wide, lengths), rates) * self._input_scale(A, dt)
+            return y, None
+        end = weighted_by_powers(latest_first(in_float32(x), lengths), rates) * self._input_scale(A, dt)
         if state is not None:
             steps = length if lengths is None else lengths[:, None, None]
             end = end + torch.exp(rates * steps) * state[0]
-        return y.to(x.dtype), (end,)
+        return y, (end,)
 
     def _scan(self, x: Tensor, state: State | None, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         A, B, C, D, dt = self._system()
