@@ -107,6 +107,16 @@ def test_cauchy_sums_are_the_same_a_few_nodes_at_a_time(monkeypatch: pytest.Monk
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+def test_gradients_are_those_of_differences() -> None:
+    s4, x = perturbed(4, width=2), torch.randn(2, 9, 2, dtype=torch.float64)
+    names, parameters = zip(*s4.named_parameters(), strict=True)
+
+    def outputs(*values: Tensor) -> Tensor:
+        return torch.func.functional_call(s4, dict(zip(names, values, strict=True)), (x,))[0]
+
+    assert torch.autograd.gradcheck(outputs, parameters)
+
+
 def test_no_state_grows_whatever_the_parameters() -> None:
     s4 = perturbed(8)
     with torch.no_grad():

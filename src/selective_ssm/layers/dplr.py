@@ -18,10 +18,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from selective_ssm.layers.diagonal import as_pairs, pairs_as_complex
@@ -154,11 +156,36 @@ class DPLR:
 def _cauchy_sums(weights: Tensor, rates: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """`DPLR._cauchy` for a few nodes: weights (D, N, 2 K) real, to (D, M, K)."""
     squared = rates.real.square() + rates.imag.square()
-    real = torch.addcmul(-t.square()[:, None], s.square()[..., None], squared[:, None])
-    imaginary = (2 * t * s)[..., None] * rates.real[:, None]
-    matrix = torch.complex(real, imaginary).reciprocal()
-    ahead, across = (matrix @ weights.to(matrix.dtype)).chunk(2, -1)
+    sums: Any = _Sums.apply(weights, squared, rates.real, s.square(), 2 * t * s, t.square())
+    ahead, across = sums.chunk(2, -1)
     return -2 * (1j * t[:, None] * ahead + s[..., None] * across)
+
+
+class _Sums(torch.autograd.Function):
+    """Sums w_n / (p a_n - c + i q r_n) over n, for w (D, N, K), a and r (D, N), p and q (D, M), c (M,): (D, M, K).
+
+    All are real, and c is a constant. By hand, as to differentiate each step in which the matrix (D, M, N) is made
+    takes three times as many passes over memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, a: Tensor, r: Tensor, p: Tensor, q: Tensor, c: Tensor) -> Tensor:
+        real = torch.addcmul(-c[:, None], p[..., None], a[:, None])
+        conjugate = torch.complex(real, -q[..., None] * r[:, None]).reciprocal_()
+        ctx.save_for_backward(conjugate, w, a, r, p, q)
+        return (conjugate @ w.to(conjugate)).conj_physical_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_sums: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        conjugate, w, a, r, p, q = ctx.saved_tensors
+        dw = (conjugate.mT @ d_sums).real
+        d_denominator = (d_sums @ -w.mT.to(d_sums)).mul_(conjugate).mul_(conjugate)
+        of_states = d_denominator.mT @ torch.stack([p, q], -1).to(d_sums)
+        of_nodes = d_denominator @ torch.stack([a, r], -1).to(d_sums)
+        da, dr = of_states[..., 0].real, of_states[..., 1].imag
+        dp, dq = of_nodes[..., 0].real, of_nodes[..., 1].imag
+        return dw, da, dr, dp, dq, None
 
 
 def raised(powers: Sequence[Tensor], h: Tensor, exponents: Tensor | int) -> Tensor:

@@ -88,7 +88,7 @@ class _Convolution(torch.autograd.Function):
     """A circular convolution with as few passes over memory as FFTs of contiguous rows need.
 
     Casts and transpositions happen in the copies into and out of padded rows (B, D, size). The spectrum of x is kept
-    for the backward pass, where to make it again would take as long as half of what is there.
+    for the backward pass: to make it again would be a quarter more passes there.
     """
 
     @staticmethod
