@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from selective_ssm.bench import run, subjects
-from selective_ssm.bench.cases import ModelCase, OpCase
+from selective_ssm.bench.cases import ModelCase, OpCase, Setup
+from selective_ssm.bench.run import Row
 from selective_ssm.cli import main
 from selective_ssm.files import read_json
 from selective_ssm.models import presets
@@ -50,6 +51,19 @@ def test_figures_go_to_the_screen_and_to_a_file(
         assert set(row) == columns
         assert row["case"] in shown
         assert all(value > 0 for value in row.values() if isinstance(value, float))
+
+
+def test_an_interruption_loses_one_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (OpCase(batch=1, length=length, channels=4, states=3) for length in (8, 9))
+
+    def timed(case: OpCase, setup: Setup) -> list[Row]:
+        if case is second:
+            raise KeyboardInterrupt
+        return [{"case": case.name}]
+
+    monkeypatch.setitem(run.SUBJECTS, "scan", ((first, second), timed))
+    assert main(["bench", "scan", "--output", str(tmp_path)]) != 0
+    assert read_json(tmp_path / "cpu" / "scan.json")["results"] == [{"case": first.name}]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from jsonargparse.typing import PositiveInt
 from selective_ssm.bench.cases import Setup
 from selective_ssm.bench.gpu.device import state
 from selective_ssm.bench.report import RESULTS, device_name, table, write_report
+from selective_ssm.bench.run import Row
 from selective_ssm.bench.subjects import DRAWN, PEERS, subject
 from selective_ssm.cli.device import add_device
 from selective_ssm.errors import UserError, choice
@@ -61,7 +62,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Time the cases, print a table and write it as JSON."""
+    """Time the cases and write them as JSON, after each of them, so that an interruption loses one; print a table."""
     device = usable_device(options.device)
     cases, timed = subject(options.subject, device)
     known = {case.name: case for case in cases}
@@ -74,13 +75,15 @@ def run(options: Namespace) -> None:
         raise UserError(f"only {', '.join(map(repr, DRAWN))} can be drawn, not '{options.subject}'")
     setup = Setup(device=device, rounds=options.rounds, peers=peers)
     before = state(device)
+    plan = {"plan": options.plan} if options.plan else {}
+    rows: list[Row] = []
+    path = Path()
     with overridden(**_plan(options.plan)):
-        rows = [row for name in options.case or known for row in timed(known[name], setup)]
-    if options.plan:
-        rows = [row | {"plan": options.plan} for row in rows]
-    gpu = {"before": before, "after": state(device)} if before else None
+        for name in options.case or known:
+            rows += [row | plan for row in timed(known[name], setup)]
+            gpu = {"before": before, "after": state(device)} if before else None
+            path = write_report(Path(options.output), options.subject, device, rows, gpu)
     rich.print(table(rows, title=f"{options.subject} on {device_name(device)}"))
-    path = write_report(Path(options.output), options.subject, device, rows, gpu)
     print(f"written to {path}")
     if options.plot:
         DRAWN[options.subject](rows, path.with_suffix(".svg"))
