@@ -62,7 +62,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Time the cases and write them as JSON, after each of them, so that an interruption loses one; print a table."""
+    """Time the cases, write what was timed as JSON, whatever ends it, and print a table."""
     device = usable_device(options.device)
     cases, timed = subject(options.subject, device)
     known = {case.name: case for case in cases}
@@ -77,17 +77,19 @@ def run(options: Namespace) -> None:
     before = state(device)
     plan = {"plan": options.plan} if options.plan else {}
     rows: list[Row] = []
-    path = Path()
-    with overridden(**_plan(options.plan)):
-        for name in options.case or known:
-            rows += [row | plan for row in timed(known[name], setup)]
+    try:
+        with overridden(**_plan(options.plan)):
+            for name in options.case or known:
+                rows.extend(row | plan for row in timed(known[name], setup))
+    finally:
+        if rows:
             gpu = {"before": before, "after": state(device)} if before else None
+            rich.print(table(rows, title=f"{options.subject} on {device_name(device)}"))
             path = write_report(Path(options.output), options.subject, device, rows, gpu)
-    rich.print(table(rows, title=f"{options.subject} on {device_name(device)}"))
-    print(f"written to {path}")
-    if options.plot:
-        DRAWN[options.subject](rows, path.with_suffix(".svg"))
-        print(f"drawn in {path.with_suffix('.svg')}")
+            print(f"written to {path}")
+            if options.plot:
+                DRAWN[options.subject](rows, path.with_suffix(".svg"))
+                print(f"drawn in {path.with_suffix('.svg')}")
 
 
 def _peers() -> str:

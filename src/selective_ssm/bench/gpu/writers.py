@@ -17,6 +17,7 @@ from selective_ssm.bench.cases import Setup
 from selective_ssm.bench.contenders import Contender, absent, imported
 from selective_ssm.bench.gpu import peers
 from selective_ssm.bench.run import fresh
+from selective_ssm.generation import Engine
 from selective_ssm.models import LanguageModelConfig
 
 DTYPE = torch.bfloat16
@@ -89,7 +90,7 @@ class Ours:
 
     def take(self, prompts: Tensor, new_tokens: int) -> None:
         self._prompts = prompts.tolist()
-        self._engine = engines.ready(self._model, slots=len(prompts), prefill_budget=_READ_AT_ONCE)
+        self._engine = Engine(self._model, slots=len(prompts), prefill_budget=_READ_AT_ONCE)
 
     def write(self, new_tokens: int) -> None:
         engines.serve(self._engine, [(prompt, new_tokens) for prompt in self._prompts])
