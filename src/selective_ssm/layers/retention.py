@@ -32,7 +32,7 @@ def retain(
     """y_t = q_t S_t / √P with S_t = γ S_{t-1} + k_t v_tᵀ, for all tokens at once.
 
     In a chunk, y_i = Σ_{j ≤ i} γ^(i-j) (q_i·k_j / √P) v_j + γ^(i+1) q_i S / √P with the state S before it: matrix
-    products with sides of T, P and E. From chunk to chunk states are handed on by doubling, in log M passes over them.
+    products with sides of T, P and E. From chunk to chunk states are handed on one after the other.
 
     Args:
         q: (B, L, H, P), turned by its positions.
@@ -43,25 +43,26 @@ def retain(
         chunk: T.
 
     Returns:
-        y (B, L, H, E) in fp32 at least, and the last state of each sequence.
+        y (B, L, H, E), and the last state of each sequence.
     """
     length, heads, low, wide = q.shape[1], q.shape[2], q.dtype, initial.dtype
     if length == 0:
-        return in_float32(v), initial
-    order = Order(boundaries(length, cu_seqlens, q.device), reverse=False)
+        return v, initial
+    order = Order(boundaries(length, cu_seqlens, q.device), reverse=False, is_row=cu_seqlens is None)
     segments = cut(order, length, min(chunk, length))
-    q, k, v = (segments.spread(x).permute(1, 2, 3, 0, 4) for x in (q / math.sqrt(q.shape[-1]), k, v))  # (M, B, H, T, ·)
+    q, k, v = (segments.spread(x).permute(1, 2, 3, 0, 4) for x in (q, k, v))  # (M, B, H, T, ·)
 
+    scale = 1 / math.sqrt(q.shape[-1])
     place = torch.arange(q.shape[-2], device=q.device)
     count = len(place) - segments.is_padding.sum(0)  # (M,)
-    within = powers(place[:, None] - place, heads).transpose(0, 1).tril().to(wide)  # (H, T, T)
+    within = powers(place[:, None] - place, heads).transpose(0, 1).tril().mul(scale).to(wide)  # (H, T, T)
     left = powers(count[:, None] - 1 - place, heads).masked_fill(segments.is_padding.T[:, None], 0).to(wide)
     made = in_float32((k * left[:, None, ..., None]).to(low).mT @ v)  # (M, B, H, P, E)
     given = initial[None] if cu_seqlens is None else initial[:, None]  # (S, B, H, P, E), either 1
     before, last = _hand_over(made, powers(count[:, None], heads).to(wide)[:, None, ..., None], segments, given)
 
-    y = in_float32(((q @ k.mT) * within).to(low) @ v)
-    y = y + in_float32((q * powers(place + 1, heads).to(wide)[..., None]).to(low) @ before.to(low))
+    faded = powers(place + 1, heads).mul(scale).to(wide)[..., None]
+    y = (q * faded).to(low) @ before.to(low) + ((q @ k.mT) * within).to(low) @ v
     return segments.join(y.permute(3, 0, 1, 2, 4)), last
 
 
@@ -74,19 +75,18 @@ def _hand_over(made: Tensor, decay: Tensor, segments: Segments, given: Tensor) -
         segments: which they are.
         given: (S, B, H, P, E), the state before each sequence.
     """
-    is_first, is_empty = (flags.view(-1, 1, 1, 1, 1) for flags in (segments.is_first, segments.is_empty))
-    start = given if len(given) == 1 else given[segments.sequence]
-    after = torch.where(is_first, made + decay * start, made)
-    decay = decay.masked_fill(is_first, 0)
-    reach = 1
-    while reach < len(after):
-        carried = decay[reach:] * after[:-reach]
-        carried = carried.masked_fill(decay[reach:] == 0, 0)  # 0 times what is not a number is not a number
-        after = torch.cat([after[:reach], after[reach:] + carried])
-        decay = torch.cat([decay[:reach], decay[reach:] * decay[:-reach]])
-        reach *= 2
-    before = torch.where(is_first, start, torch.cat([after[:1], after[:-1]]))
-    return before, torch.where(is_empty, given, after[segments.last]).flatten(0, 1)
+    is_packed = len(given) > 1
+    before: list[Tensor] = []
+    held = given[0]
+    for index, (more, factor) in enumerate(zip(made.unbind(), decay.unbind(), strict=True)):
+        if is_packed:
+            held = torch.where(segments.is_first[index], given[segments.sequence[index]], held)
+        before.append(held)
+        held = torch.addcmul(more, factor, held)
+    stacked = torch.stack(before)
+    last, is_empty = segments.last, segments.is_empty.view(-1, 1, 1, 1, 1)
+    ends = torch.addcmul(made[last], decay[last], stacked[last])
+    return stacked, torch.where(is_empty, given, ends).flatten(0, 1)
 
 
 def retain_step(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> Tensor:

@@ -130,5 +130,6 @@ class RetNet(Mixer):
     def _answer(self, y: Tensor, gate: Tensor) -> Tensor:
         """(…, H, E) and (…, H E) -> (…, d_model)."""
         weight, bias = in_float32(self.norm.weight), in_float32(self.norm.bias)
-        normed = F.group_norm(y.flatten(-2).flatten(0, -2), self.config.n_heads, weight, bias, self.norm.eps)
+        rows = in_float32(y).flatten(-2).flatten(0, -2)
+        normed = F.group_norm(rows, self.config.n_heads, weight, bias, self.norm.eps)
         return self.out_proj(normed.view_as(gate).to(gate.dtype) * F.silu(gate))

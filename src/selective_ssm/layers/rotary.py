@@ -36,10 +36,10 @@ def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     """
     pairs = torch.arange(0, x.shape[-1], 2, device=x.device, dtype=torch.float64)
     angles = positions[..., None, None] * base ** (-pairs / x.shape[-1])  # (B, L, 1, P / 2)
-    wide = in_float32(x)
-    cos, sin = angles.cos().to(wide.dtype), angles.sin().to(wide.dtype)
-    even, odd = wide[..., ::2], wide[..., 1::2]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2).to(x.dtype)
+    wide = in_float32(x).unflatten(-1, (-1, 2)).contiguous()
+    turns = torch.stack([angles.cos(), angles.sin()], -1).to(wide.dtype)
+    turned = torch.view_as_complex(wide) * torch.view_as_complex(turns)
+    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
 
 
 def xpos_decay(x: Tensor, offsets: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class Order:
 
     offsets: Tensor  # (S + 1,)
     reverse: bool
+    is_row: bool = False  # whether it is known, without a look at `offsets`, that one sequence is all of the row
 
     @property
     def lengths(self) -> Tensor:
@@ -96,13 +97,18 @@ class Segments:
     first: Tensor  # (S,) each sequence's first segment; means nothing where the sequence is empty
     last: Tensor  # (S,) each sequence's last segment; likewise
     is_empty: Tensor  # (S,)
+    is_whole: bool  # whether it is known that all tokens stand in `token` in their order, without padding
 
     def spread(self, x: Tensor) -> Tensor:
         """(B, L, F) -> (T, M, B, F), the same step of all segments side by side."""
+        if self.is_whole:
+            return x.unflatten(1, self.token.shape[::-1]).movedim((2, 1), (0, 1))
         return x.transpose(0, 1).index_select(0, self.token.flatten()).unflatten(0, self.token.shape)
 
     def join(self, x: Tensor) -> Tensor:
         """(T, M, B, F) -> (B, L, F): undoes `spread`, dropping the padding."""
+        if self.is_whole:
+            return x.movedim((0, 1), (2, 1)).flatten(1, 2).contiguous()
         return x.flatten(0, 1).index_select(0, self.slot).transpose(0, 1).contiguous()
 
 
@@ -135,6 +141,7 @@ def cut(order: Order, length: int, steps: int) -> Segments:
         first=first.clamp_max(len(segment) - 1),
         last=(after - 1).clamp_min(0),
         is_empty=lengths == 0,
+        is_whole=order.is_row and not order.reverse and length % steps == 0,
     )
 
 
