@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from selective_ssm.layers.mixer import State
 from selective_ssm.ops import checks
 
-_AT_ONCE = 1 << 22
-"""Numbers of spectra whose products are in memory together: few enough for a GPU's cache."""
+_AT_ONCE = 1 << 24
+"""Numbers of spectra whose products are in memory together: with fewer a GPU waits for launches."""
 
 
 def causal_convolution(x: Tensor, kernel: Tensor, skip: Tensor | None = None, offset: Tensor | None = None) -> Tensor:
@@ -87,19 +87,20 @@ def _convolved(x: Tensor, kernel: Tensor, offset: Tensor | None) -> Tensor:
 class _Convolution(torch.autograd.Function):
     """A circular convolution with as few passes over memory as FFTs of contiguous rows need.
 
-    Casts and transpositions happen in the copies into and out of padded rows (B, D, size). The spectrum of x is kept
-    for the backward pass: to make it again would be a quarter more passes there.
+    Casts and transpositions happen in the copies into and out of padded rows (B, D, size); that the inverse transform is
+    to divide by the size, the kernel's spectrum does. The spectrum of x is kept for the backward pass: to make it again
+    would be a quarter more passes there.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernel: Tensor, offset: Tensor | None, size: int) -> Tensor:
-        weights = torch.fft.rfft(kernel, n=size)
+        weights = torch.fft.rfft(kernel, n=size, norm="forward")
         spectrum = torch.fft.rfft(_padded(x, kernel.dtype, size))
         is_learned = ctx.needs_input_grad[1]
         ctx.save_for_backward(spectrum if is_learned else None, weights)
         ctx.size, ctx.taps = size, kernel.shape[1]
         product = spectrum * weights if is_learned else spectrum.mul_(weights)
-        return _cut(torch.fft.irfft(product, n=size), x, offset)
+        return _cut(torch.fft.irfft(product, n=size, norm="forward"), x, offset)
 
     @staticmethod
     @once_differentiable
@@ -113,7 +114,8 @@ class _Convolution(torch.autograd.Function):
         if by_kernel:
             d_kernel = torch.fft.irfft(_correlated(d_spectrum, spectrum), n=ctx.size)[:, : ctx.taps]
         if by_x:
-            dx = _cut(torch.fft.irfft(d_spectrum.mul_(weights.conj()), n=ctx.size), dy, None)
+            d_spectrum.mul_(weights.conj())
+            dx = _cut(torch.fft.irfft(d_spectrum, n=ctx.size, norm="forward"), dy, None)
         return dx, d_kernel, d_offset, None
 
 
@@ -134,7 +136,7 @@ def _cut(rows: Tensor, like: Tensor, offset: Tensor | None) -> Tensor:
 
 
 def _correlated(a: Tensor, b: Tensor) -> Tensor:
-    """The sum of a b* over the first axis, some rows at a time, so that no product goes to memory and back."""
+    """The sum of a b* over the first axis, some rows at a time, so that products take little memory."""
     total = torch.zeros_like(a[0])
     rows = max(1, _AT_ONCE // total.numel())
     for some, others in zip(a.split(rows), b.split(rows), strict=True):
