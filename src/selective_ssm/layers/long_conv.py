@@ -87,9 +87,9 @@ def _convolved(x: Tensor, kernel: Tensor, offset: Tensor | None) -> Tensor:
 class _Convolution(torch.autograd.Function):
     """A circular convolution with as few passes over memory as FFTs of contiguous rows need.
 
-    Casts and transpositions happen in the copies into and out of padded rows (B, D, size); that the inverse transform is
-    to divide by the size, the kernel's spectrum does. The spectrum of x is kept for the backward pass: to make it again
-    would be a quarter more passes there.
+    Casts and transpositions happen in the copies into and out of padded rows (B, D, size), and the kernel's spectrum is
+    what divides by the size. The spectrum of x is kept for the backward pass: to make it again would be a quarter more
+    passes there.
     """
 
     @staticmethod
