@@ -15,7 +15,9 @@ THREADS = 128
 _VECTOR_BYTES = 16
 _NUMBERS = 40  # of the filter, and of its gradient, that fit a thread's registers beside the rest
 _WANTED_THREADS = (2**18, 2**17)  # forward and backward: some three times what an H200 holds at once
-_RUNS = (8, 64)  # the shortest: each reads again the K - 1 inputs before it; the longest
+_RUNS = (8, 64)  # the shortest: each reads again the K - 1 inputs before it; the longest of short filters
+_MIN_BLOCKS = {4: (8, 4), 3: (64, 16)}
+"""For how many blocks registers are left, up to which width, forward and backward; with 3 a wider one spills them."""
 
 
 class Plan(NamedTuple):
@@ -53,13 +55,14 @@ def plan(batch: int, length: int, channels: int, width: int, itemsize: int, alig
         own //= 2
     vectors = -(-channels // own)
     shortest, longest = _RUNS
-    run = min(max(_power_of_two(batch * length * vectors // _WANTED_THREADS[backward]), shortest), longest)
+    run = _power_of_two(batch * length * vectors // _WANTED_THREADS[backward])
+    run = min(max(run, shortest), max(longest, _power_of_two(2 * width)))
     runs = min(4, _power_of_two(-(-length // run)))
     lanes = min(THREADS // runs, _power_of_two(vectors))
     return Plan(
         channels=own,
         unroll=min(4 if backward else 8, (32 if backward else 64) // (own * itemsize)),
-        min_blocks=4 if width <= (4 if backward else 8) else 3,
+        min_blocks=next((blocks for blocks, widest in _MIN_BLOCKS.items() if width <= widest[backward]), 2),
         lanes=lanes,
         run=run,
         columns=-(-vectors // lanes),
