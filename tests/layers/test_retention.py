@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selective_ssm.layers.retention import powers, retain, retain_step
 
@@ -77,6 +80,29 @@ def test_what_is_not_a_number_stays_in_its_sequence() -> None:
     assert y[0, 6].isnan().all()
     assert y[0, 7:].isfinite().all()
     assert state[1].isfinite().all()
+
+
+class _Reads(TorchDispatchMode):
+    """How often a tensor's value is asked for on the host."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_pack_is_read_without_a_look_at_its_boundaries() -> None:
+    q, k, v, before = some(1, L, H, P), some(1, L, H, P), some(1, L, H, E), some(3, H, P, E)
+    with _Reads() as reads:
+        retain(q, k, v, before, torch.tensor([0, 7, 7, L]), 4)
+    assert reads.count == 0
+
+
+def test_scores_of_half_precision_are_as_large_as_those_that_are_scaled() -> None:
+    q = torch.full((1, 3, 1, 256), 17.0, dtype=torch.float16)  # q·q is 73,984, beyond what fp16 holds
+    y, _ = retain(q, q, torch.ones_like(q), torch.zeros(1, 1, 256, 256), None, 8)
+    assert y.isfinite().all()
 
 
 def test_states_are_kept_in_single_precision() -> None:

@@ -26,6 +26,16 @@ def test_angles_are_those_of_the_paper() -> None:
             torch.testing.assert_close(turned[0, index, :, 2 * i : 2 * i + 2], expected, rtol=1e-13, atol=1e-13)
 
 
+def test_where_there_are_no_complex_numbers_angles_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that begin at an odd place of their memory are no pairs to torch; nor are any to its compiler."""
+    x, positions = torch.randn(1, 3, 2, WIDTH), torch.tensor([[5, 0, 77]])
+    expected = rotate(x, positions)
+    odd = torch.cat([torch.zeros(1), x.flatten()])[1:].view_as(x)
+    torch.testing.assert_close(rotate(odd, positions), expected)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(rotate(x, positions), expected)
+
+
 def test_decays_are_those_of_the_paper() -> None:
     x = torch.ones(1, 2, 1, WIDTH, dtype=torch.float64)
     decays = xpos_decay(x, torch.tensor([[3, -600]]))[0, :, 0]

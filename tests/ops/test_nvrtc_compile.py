@@ -15,7 +15,6 @@ from selective_ssm.ops import (
     causal_conv1d,
     causal_conv1d_step,
     linear,
-    no_average,
     nvrtc,
     sample,
     selective_scan,
@@ -29,6 +28,7 @@ from selective_ssm.ops.sample import cuda as sample_cuda
 from selective_ssm.ops.selective_scan import cuda as selective_scan_cuda
 from selective_ssm.ops.selective_scan import step_cuda as selective_scan_step_cuda
 from selective_ssm.ops.wkv import cuda as wkv_cuda
+from selective_ssm.ops.wkv import no_average
 from tests.ops.cases import ScanCase
 from tests.ops.kernel_doubles import ADD, DEFINES, fresh, source
 from tests.ops.wanted import Wanted, wanted_by

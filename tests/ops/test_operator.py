@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 
 from selective_ssm.ops import (
     causal_conv1d,
@@ -206,6 +207,15 @@ def test_differentiating_twice_is_refused_in_words() -> None:
     (gradient,) = torch.autograd.grad(selective_scan(**tensors, **options).sum(), tensors["u"], create_graph=True)
     with pytest.raises(RuntimeError, match="selective_scan cannot be differentiated twice"):
         gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")  # by which torch loads its forward mode
+def test_forward_mode_is_refused_in_words() -> None:
+    """Below autograd tangents are lost, and what has none is a derivative of zero."""
+    tensors, options = ScanCase().arguments()
+    plain = {name: x.detach() for name, x in tensors.items()}
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="has no derivative in forward mode"):
+        selective_scan(**plain | {"u": forward_ad.make_dual(plain["u"], torch.ones_like(plain["u"]))}, **options)
 
 
 def test_backward_is_deterministic() -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from selective_ssm.ops import no_average, nvrtc, wkv, wkv_step
-from selective_ssm.ops.wkv import cuda
+from selective_ssm.ops import nvrtc
+from selective_ssm.ops.wkv import cuda, no_average, wkv, wkv_step
 from selective_ssm.ops.wkv.inputs import Inputs
 from tests.ops import emulator
 from tests.ops.guards import Guards
@@ -111,6 +111,18 @@ def test_gradients_of_large_logits_are_finite() -> None:
     y, _ = wkv(k, v, fade, bonus, no_average(2, 5, k.device, k.dtype))
     for gradient in torch.autograd.grad(y.sum(), (k, v, fade, bonus)):
         assert gradient.isfinite().all()
+
+
+def test_what_is_not_a_number_stays_in_its_sequence() -> None:
+    k, v, fade, bonus = (x.requires_grad_() for x in drawn(90))
+    k, v, cuts = k[:1], v[:1].clone(), torch.tensor([0, 40, 41, 90])
+    v[0, 3] = torch.nan
+    y, end = wkv(k, v, fade, bonus, no_average(3, 5, v.device, v.dtype), cuts)
+    assert y[0, 39].isnan().all()
+    assert y[0, 40:].isfinite().all()
+    assert end[1:].isfinite().all()
+    (dk,) = torch.autograd.grad(y[0, 40:].sum(), k)
+    assert dk[0, 40:].isfinite().all()
 
 
 def test_a_sequence_without_tokens_hands_its_state_through() -> None:

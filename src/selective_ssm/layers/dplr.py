@@ -23,11 +23,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from selective_ssm.layers.diagonal import as_pairs, pairs_as_complex
 from selective_ssm.layers.mixer import without_autocast
+from selective_ssm.ops import checks
 
 _AT_ONCE = 1 << 24
 """Numbers of a Cauchy matrix that are in memory together."""
@@ -176,8 +176,8 @@ class _Sums(torch.autograd.Function):
         return (conjugate @ w.to(conjugate)).conj_physical_()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_sums: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        checks.differentiated_once("S4's kernel")
         conjugate, w, a, r, p, q = ctx.saved_tensors
         dw = (conjugate.mT @ d_sums).real
         d_denominator = (d_sums @ -w.mT.to(d_sums)).mul_(conjugate).mul_(conjugate)

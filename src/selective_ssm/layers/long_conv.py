@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from selective_ssm.layers.mixer import State
 from selective_ssm.ops import checks
@@ -73,7 +72,7 @@ def _unwrapped(x: Tensor) -> int:
 
 
 def _fast_size(least: int) -> int:
-    """The smallest m 2^k that is at least so large, with m from 1 to 15: FFTs of large prime factors take longer."""
+    """The smallest m 2^k that is at least so large, m of few factors: FFTs of large prime ones take longer."""
     return min(m << (-(-least // m) - 1).bit_length() for m in (1, 3, 5, 7, 9, 15))
 
 
@@ -103,8 +102,8 @@ class _Convolution(torch.autograd.Function):
         return _cut(torch.fft.irfft(product, n=size, norm="forward"), x, offset)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        checks.differentiated_once("a long convolution")
         spectrum, weights = ctx.saved_tensors
         by_x, by_kernel, by_offset, _ = ctx.needs_input_grad
         padded = _padded(dy, weights.real.dtype, ctx.size)

@@ -20,7 +20,8 @@ def recomputing(module: nn.Module, what: Recompute, *arguments: Any, **options: 
     Args:
         module: what to call.
         what: "none" keeps everything that the backward pass reads; "full" keeps the arguments alone and runs the
-            module a second time; "selective" keeps the scans' results too, so that all but the scans run again.
+            module a second time; "selective" keeps the results of scans, and of RWKV's averages, too: all else runs
+            again.
         arguments: of the call.
         options: of the call.
 

@@ -43,26 +43,25 @@ def retain(
         chunk: T.
 
     Returns:
-        y (B, L, H, E), and the last state of each sequence.
+        y (B, L, H, E) in v's dtype, and the last state of each sequence.
     """
     length, heads, low, wide = q.shape[1], q.shape[2], q.dtype, initial.dtype
     if length == 0:
         return v, initial
     order = Order(boundaries(length, cu_seqlens, q.device), reverse=False, is_row=cu_seqlens is None)
     segments = cut(order, length, min(chunk, length))
-    q, k, v = (segments.spread(x).permute(1, 2, 3, 0, 4) for x in (q, k, v))  # (M, B, H, T, ·)
+    q, k, v = (segments.spread(x).permute(1, 2, 3, 0, 4) for x in (q / math.sqrt(q.shape[-1]), k, v))  # (M, B, H, T, ·)
 
-    scale = 1 / math.sqrt(q.shape[-1])
     place = torch.arange(q.shape[-2], device=q.device)
     count = len(place) - segments.is_padding.sum(0)  # (M,)
-    within = powers(place[:, None] - place, heads).transpose(0, 1).tril().mul(scale).to(wide)  # (H, T, T)
+    within = powers(place[:, None] - place, heads).transpose(0, 1).tril().to(wide)  # (H, T, T)
     left = powers(count[:, None] - 1 - place, heads).masked_fill(segments.is_padding.T[:, None], 0).to(wide)
     made = in_float32((k * left[:, None, ..., None]).to(low).mT @ v)  # (M, B, H, P, E)
     given = initial[None] if cu_seqlens is None else initial[:, None]  # (S, B, H, P, E), either 1
     before, last = _hand_over(made, powers(count[:, None], heads).to(wide)[:, None, ..., None], segments, given)
 
-    faded = powers(place + 1, heads).mul(scale).to(wide)[..., None]
-    y = (q * faded).to(low) @ before.to(low) + ((q @ k.mT) * within).to(low) @ v
+    aged = powers(place + 1, heads).to(wide)[..., None]
+    y = (q * aged).to(low) @ before.to(low) + ((q @ k.mT) * within).to(low) @ v
     return segments.join(y.permute(3, 0, 1, 2, 4)), last
 
 
@@ -76,11 +75,12 @@ def _hand_over(made: Tensor, decay: Tensor, segments: Segments, given: Tensor) -
         given: (S, B, H, P, E), the state before each sequence.
     """
     is_packed = len(given) > 1
+    starts, is_first = given.index_select(0, segments.sequence) if is_packed else given, segments.is_first
     before: list[Tensor] = []
-    held = given[0]
+    held = starts[0]
     for index, (more, factor) in enumerate(zip(made.unbind(), decay.unbind(), strict=True)):
         if is_packed:
-            held = torch.where(segments.is_first[index], given[segments.sequence[index]], held)
+            held = torch.where(is_first[index], starts[index], held)
         before.append(held)
         held = torch.addcmul(more, factor, held)
     stacked = torch.stack(before)

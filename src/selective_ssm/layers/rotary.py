@@ -38,8 +38,12 @@ def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
     angles = positions[..., None, None] * base ** (-pairs / x.shape[-1])  # (B, L, 1, P / 2)
     wide = in_float32(x).unflatten(-1, (-1, 2)).contiguous()
     turns = torch.stack([angles.cos(), angles.sin()], -1).to(wide.dtype)
-    turned = torch.view_as_complex(wide) * torch.view_as_complex(turns)
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    if torch.compiler.is_compiling() or wide.storage_offset() % 2:  # where there are no complex numbers
+        (even, odd), (cos, sin) = wide.unbind(-1), turns.unbind(-1)
+        turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
+    else:
+        turned = torch.view_as_real(torch.view_as_complex(wide) * torch.view_as_complex(turns))
+    return turned.flatten(-2).to(x.dtype)
 
 
 def xpos_decay(x: Tensor, offsets: Tensor) -> Tensor:

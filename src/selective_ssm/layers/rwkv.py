@@ -18,7 +18,7 @@ from selective_ssm.layers.checks import require_positive
 from selective_ssm.layers.linear import Linear
 from selective_ssm.layers.mixer import Mixer, MixerConfig, State, in_float32, reset_linear
 from selective_ssm.layers.token_shift import shifted, shifted_step
-from selective_ssm.ops import no_average, wkv, wkv_step
+from selective_ssm.ops.wkv import no_average, wkv, wkv_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from selective_ssm.ops.causal_conv1d import causal_conv1d, causal_conv1d_step
 from selective_ssm.ops.linear import linear
 from selective_ssm.ops.sample import sample
 from selective_ssm.ops.selective_scan import selective_scan, selective_scan_fn, selective_scan_step
-from selective_ssm.ops.wkv import no_average, wkv, wkv_step
+from selective_ssm.ops.wkv import wkv
 
 EXPENSIVE = (torch.ops.selective_ssm.selective_scan.default, torch.ops.selective_ssm.wkv.default)
 """Registered operators whose results are worth their memory where a forward pass is run again for its backward."""
@@ -18,11 +18,9 @@ __all__ = [
     "causal_conv1d",
     "causal_conv1d_step",
     "linear",
-    "no_average",
     "sample",
     "selective_scan",
     "selective_scan_fn",
     "selective_scan_step",
     "wkv",
-    "wkv_step",
 ]

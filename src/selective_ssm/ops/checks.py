@@ -50,6 +50,16 @@ def dtype(name: str, x: Tensor, allowed: Iterable[torch.dtype]) -> None:
         raise TypeError(f"{name} has dtype {_short(x.dtype)}; expected {' or '.join(map(_short, allowed))}")
 
 
+def differentiated_once(what: str) -> None:
+    """In a backward pass by hand: no derivative of it is asked for, as `create_graph` would.
+
+    Raises:
+        RuntimeError: one is.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(f"{what} cannot be differentiated twice: its backward is a closed form of its own")
+
+
 def device(name: str, x: Tensor, expected: torch.device) -> None:
     """Compares a device with the sequence's."""
     if x.device != expected:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 _LIBRARY = torch.library.Library("selective_ssm", "DEF")
 _IMPLEMENTATIONS: dict[Any, Callable[..., Any]] = {}
@@ -60,8 +61,16 @@ def call(operator: Any, is_differentiated: bool, *arguments: Any) -> Any:
 
 
 def _below_autograd(operator: Any, *arguments: Any) -> Any:
+    if forward_ad._current_level >= 0:  # pyright: ignore[reportPrivateUsage]
+        _refuse_tangents(operator, arguments)
     with torch._C._AutoDispatchBelowAutograd():  # pyright: ignore[reportPrivateUsage]
         return operator(*arguments)
+
+
+def _refuse_tangents(operator: Any, arguments: tuple[Any, ...]) -> None:
+    """What an operator makes of them would have none: a derivative of zero, without a word."""
+    if any(isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None for x in arguments):
+        raise RuntimeError(f"{operator} has no derivative in forward mode: take it backward (torch.autograd.grad)")
 
 
 class _Differentiable(torch.autograd.Function):

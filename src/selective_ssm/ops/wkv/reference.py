@@ -67,7 +67,7 @@ def _sums(added: Sums, fade: Tensor, initial: Sums, cu_seqlens: Tensor | None, *
     In reverse a sequence is visited from its last token, and what stands before a token is of those that follow it.
     """
     length, device = added.top.shape[1], fade.device
-    order = Order(sequences.boundaries(length, cu_seqlens, device), reverse=reverse)
+    order = Order(sequences.boundaries(length, cu_seqlens, device), reverse=reverse, is_row=cu_seqlens is None)
     segments = sequences.cut(order, length, _STEPS)
     initial = initial.each(lambda part: part[None] if cu_seqlens is None else part[:, None])  # (S, B, D)
     within, ends = _within(added.each(segments.spread), fade, segments)
@@ -97,6 +97,8 @@ def _handed_on(ends: Sums, fade: Tensor, initial: Sums, segments: Segments) -> t
     reach = 1
     while reach < len(age):
         further = left.at(slice(-reach)).faded(age[reach:]).and_of(left.at(slice(reach, None)))
+        # What fades for ever is left out by hand: zero times what is not a number is not a number.
+        further = further.where(age[reach:].isfinite(), left.at(slice(reach, None)))
         left = _after(left.at(slice(reach)), further)
         age = torch.cat([age[:reach], age[reach:] + age[:-reach]])
         reach *= 2
