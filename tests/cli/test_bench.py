@@ -58,15 +58,20 @@ def test_figures_go_to_the_screen_and_to_a_file(
 def test_an_interruption_loses_no_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    words = ["bench", "scan", "--rounds", "1", "--output", str(tmp_path)]
+    assert main(words) == 0
+    whole = read_json(tmp_path / "cpu" / "scan.json")
+
     def timed(case: OpCase, setup: Setup) -> Iterator[Row]:
         yield {"case": case.name, "ms": 1.0}
         raise KeyboardInterrupt
 
     case = OpCase(batch=1, length=8, channels=4, states=3)
     monkeypatch.setitem(run.SUBJECTS, "scan", ((case,), timed))
-    assert main(["bench", "scan", "--output", str(tmp_path)]) == 128 + signal.SIGINT
-    assert read_json(tmp_path / "cpu" / "scan.json")["results"] == [{"case": case.name, "ms": 1.0}]
-    assert case.name in capsys.readouterr().out
+    assert main(words) == 128 + signal.SIGINT
+    assert read_json(tmp_path / "cpu" / "scan-cut.json")["results"] == [{"case": case.name, "ms": 1.0}]
+    assert read_json(tmp_path / "cpu" / "scan.json") == whole
+    assert "scan-cut on" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

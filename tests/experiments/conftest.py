@@ -9,8 +9,11 @@ import pytest
 from selective_ssm.experiments.cell import CellConfig
 from selective_ssm.experiments.grid import Cell
 from selective_ssm.models import LanguageModelConfig
+from selective_ssm.ops import nvrtc
 from selective_ssm.tasks import InductionHeads
 from selective_ssm.training import OptimizerConfig, ScheduleConfig
+
+needs_gpu = pytest.mark.skipif(nvrtc.explain() is not None, reason=str(nvrtc.explain()))
 
 TINY = CellConfig(
     model=LanguageModelConfig(d_model=8, n_layer=1, vocab_size=8),

@@ -47,6 +47,7 @@ def test_a_cell_survives_json() -> None:
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
+        ({"precision": "fp16"}, "precision must be one of 'fp32', 'bf16'"),
         ({"steps": 0}, "steps must be 1 or more"),
         ({"learning_rates": ()}, "learning_rates must hold at least one"),
         ({"model": replace(TINY.model, vocab_size=3)}, "model.vocab_size must be 4 or more"),

@@ -7,6 +7,7 @@ import torch
 
 from selective_ssm.experiments import examination
 from selective_ssm.experiments.examination import examined
+from selective_ssm.layers import AttentionConfig, MambaConfig, MixerConfig
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 from selective_ssm.tasks import InductionHeads, MultiQueryRecall, SelectiveCopying, Share, SyntheticTask
 
@@ -28,6 +29,19 @@ def test_chunks_and_groups_change_nothing(task: SyntheticTask, monkeypatch: pyte
     monkeypatch.setattr(examination, "_TOKENS", 240)
     assert examined(model, task, 70) == whole
     assert examined(model, task, 70, first=5) != whole, "other rows"
+
+
+@pytest.mark.parametrize(("mixer", "rows"), [(MambaConfig(), 24), (AttentionConfig(n_heads=2), 10)])
+def test_states_that_grow_are_kept_of_fewer_rows(
+    mixer: MixerConfig, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examination, "_CHUNK", 10)
+    monkeypatch.setattr(examination, "_TOKENS", 240)
+    model = LanguageModel(LanguageModelConfig(d_model=8, n_layer=1, vocab_size=8, pattern=(mixer,)))
+    seen: set[tuple[int, ...]] = set()
+    model.register_forward_pre_hook(lambda _, inputs: seen.add(tuple(inputs[0].shape)))
+    examined(model, InductionHeads(length=24, vocab_size=8), 40)
+    assert max(seen) == (rows, 10)
 
 
 def test_nothing_asked() -> None:

@@ -13,12 +13,9 @@ from torch.nn.utils import clip_grad_norm_
 from selective_ssm.experiments.cell import CellConfig
 from selective_ssm.experiments.learner import Learner
 from selective_ssm.models import LanguageModel
-from selective_ssm.ops import nvrtc
 from selective_ssm.tasks import generator_of, next_token_loss
 from selective_ssm.training.optimizer import parameter_groups
-from tests.experiments.conftest import TINY
-
-needs_gpu = pytest.mark.skipif(nvrtc.explain() is not None, reason=str(nvrtc.explain()))
+from tests.experiments.conftest import TINY, needs_gpu
 
 RATE = 1e-2
 FACTORS = (0.5, 1.0, 0.25, 0.75, 0.1, 0.0)
@@ -61,6 +58,13 @@ def test_a_rate_of_nothing_changes_nothing() -> None:
     torch.manual_seed(0)
     for mine, first in zip(learner.model.parameters(), LanguageModel(TINY.model).parameters(), strict=True):
         assert mine.equal(first)
+
+
+@needs_gpu
+def test_branches_compute_in_the_precision_of_the_cell() -> None:
+    losses = [learned(replace(TINY, precision=name), torch.device("cuda"))[1] for name in ("fp32", "bf16")]
+    assert all(one.isfinite() for one in losses[1])
+    assert [float(loss) for loss in losses[0]] != [float(loss) for loss in losses[1]]
 
 
 @needs_gpu

@@ -14,7 +14,7 @@ from selective_ssm.errors import FileProblem
 from selective_ssm.experiments.cell import CellConfig, Run
 from selective_ssm.experiments.run import RESULT, STATE, go_on, result_of, steps_of
 from selective_ssm.files import owned
-from tests.experiments.conftest import TINY
+from tests.experiments.conftest import TINY, needs_gpu
 
 RUN = Run(1e-2, 1)
 CPU = torch.device("cpu")
@@ -35,16 +35,17 @@ def without_time(result: dict[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name != "seconds"}
 
 
+@pytest.mark.parametrize("device", [CPU, pytest.param(torch.device("cuda"), marks=needs_gpu)], ids=str)
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_an_interruption_changes_nothing(tmp_path: Path, at: int) -> None:
+def test_an_interruption_changes_nothing(tmp_path: Path, at: int, device: torch.device) -> None:
     cell = replace(TINY, steps=103)  # a look every other step, the last one alone
-    assert go_on(cell, RUN, tmp_path / "whole", CPU, until=never)
-    assert not go_on(cell, RUN, tmp_path / "cut", CPU, until=after(at))
+    assert go_on(cell, RUN, tmp_path / "whole", device, until=never)
+    assert not go_on(cell, RUN, tmp_path / "cut", device, until=after(at))
     assert steps_of(tmp_path / "cut") == at
     assert result_of(tmp_path / "cut") is None
-    assert not go_on(cell, RUN, tmp_path / "cut", CPU, until=after(2))
+    assert not go_on(cell, RUN, tmp_path / "cut", device, until=after(2))
     assert steps_of(tmp_path / "cut") == at + 2
-    assert go_on(cell, RUN, tmp_path / "cut", CPU, until=never)
+    assert go_on(cell, RUN, tmp_path / "cut", device, until=never)
     assert without_time(result_of(tmp_path / "cut")) == without_time(result_of(tmp_path / "whole"))
     assert sorted(path.name for path in (tmp_path / "cut").iterdir()) == ["lock", RESULT]
 

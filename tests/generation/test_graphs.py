@@ -122,6 +122,7 @@ def test_warming_up_while_a_text_is_written_leaves_it_alone(monkeypatch: pytest.
 
     monkeypatch.setattr(graphs, "Graph", made)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
     make = Loop.__init__
     monkeypatch.setattr(
         Loop, "__init__", lambda *args, **options: make(args[0], *args[1:3], Graphs(args[1]), **options)

@@ -62,7 +62,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(options: Namespace) -> None:
-    """Time the cases, write what was timed as JSON, whatever ends it, and print a table."""
+    """Time the cases, print a table and write it as JSON; what an interruption leaves goes to a file of its own."""
     device = usable_device(options.device)
     cases, timed = subject(options.subject, device)
     known = {case.name: case for case in cases}
@@ -77,19 +77,26 @@ def run(options: Namespace) -> None:
     before = state(device)
     plan = {"plan": options.plan} if options.plan else {}
     rows: list[Row] = []
+
+    def tell(name: str) -> Path:
+        gpu = {"before": before, "after": state(device)} if before else None
+        rich.print(table(rows, title=f"{name} on {device_name(device)}"))
+        path = write_report(Path(options.output), name, device, rows, gpu)
+        print(f"written to {path}")
+        return path
+
     try:
         with overridden(**_plan(options.plan)):
             for name in options.case or known:
                 rows.extend(row | plan for row in timed(known[name], setup))
-    finally:
+    except BaseException:
         if rows:
-            gpu = {"before": before, "after": state(device)} if before else None
-            rich.print(table(rows, title=f"{options.subject} on {device_name(device)}"))
-            path = write_report(Path(options.output), options.subject, device, rows, gpu)
-            print(f"written to {path}")
-            if options.plot:
-                DRAWN[options.subject](rows, path.with_suffix(".svg"))
-                print(f"drawn in {path.with_suffix('.svg')}")
+            tell(f"{options.subject}-cut")
+        raise
+    path = tell(options.subject)
+    if options.plot:
+        DRAWN[options.subject](rows, path.with_suffix(".svg"))
+        print(f"drawn in {path.with_suffix('.svg')}")
 
 
 def _peers() -> str:

@@ -24,7 +24,7 @@ class CellConfig(Config):
         batch_size: rows of a step.
         optimizer: AdamW's settings; each run puts its own learning rate in.
         schedule: how the learning rate moves.
-        precision: of the branches' activations on a GPU; parameters, moments and the residual stream stay in fp32.
+        precision: of branches and head on a GPU; parameters, moments and the residual stream stay in fp32.
         learning_rates: those that are tried.
         seeds: runs at the best of them.
         test_rows: rows of each test.

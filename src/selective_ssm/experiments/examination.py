@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from selective_ssm.data.loader import Batch
+from selective_ssm.data.loader import IGNORE, Batch
 from selective_ssm.models import LanguageModel, ModelState
 from selective_ssm.tasks import Recall, Share, SyntheticTask, generator_of, recall
 
 _CHUNK = 2**14
 """Tokens of one row that are read at once."""
 _TOKENS, _TOKENS_ON_GPU = 2**18, 2**20
-"""Tokens of all rows that are read at once: enough to keep a device busy."""
+"""Tokens of all rows that are read, or kept, at once: enough to keep a device busy."""
 TOGETHER = 64
 """Rows that are drawn at once, however many are read side by side."""
 NOTHING_ASKED = Recall(tokens=Share(right=0, all=0), sequences=Share(right=0, all=0))
@@ -33,21 +33,25 @@ def examined(model: LanguageModel, task: SyntheticTask, rows: int, *, first: int
     device = model.embedding.weight.device
     found = NOTHING_ASKED
     tokens = _TOKENS_ON_GPU if device.type == "cuda" else _TOKENS
-    together = max(1, min(TOGETHER, tokens // min(task.length, _CHUNK)))
+    kept = task.length if model.backbone.state_grows else min(task.length, _CHUNK)
+    together = max(1, min(TOGETHER, tokens // kept))
     for index, start in enumerate(range(0, rows, TOGETHER)):
         batch = task.draw(min(TOGETHER, rows - start), generator_of(0, device, step=first + index, is_test=True))
         for part in range(0, len(batch.ids), together):
             some = Batch(batch.ids[part : part + together], batch.targets[part : part + together], None)
-            found = found + _answered(model, some, task.due)
+            found = found + _answered(model, some)
     return found
 
 
-def _answered(model: LanguageModel, batch: Batch, due: slice) -> Recall:
-    """Read rows in chunks, for the logits of the places at which answers are due."""
+def _answered(model: LanguageModel, batch: Batch) -> Recall:
+    """Read rows in chunks, for the logits of the columns in which an answer is due."""
+    due = (batch.targets != IGNORE).any(0).nonzero()[:, 0]
     state: ModelState | None = None
     logits: list[torch.Tensor] = []
     for start in range(0, batch.ids.shape[1], _CHUNK):
+        ids = batch.ids[:, start : start + _CHUNK]
+        here = due[(due >= start) & (due < start + _CHUNK)] - start
         is_last = start + _CHUNK >= batch.ids.shape[1]
-        hidden, state = model.hidden(batch.ids[:, start : start + _CHUNK], state, return_state=not is_last)
-        logits.append(model.logits(hidden[:, max(due.start - start, 0) : max(due.stop - start, 0)]))
+        found, state = model(ids, state, return_state=not is_last, logits_at=here)
+        logits.append(found)
     return recall(torch.cat(logits, 1), batch.targets[:, due])

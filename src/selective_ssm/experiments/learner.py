@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,8 @@ from selective_ssm.models import LanguageModel
 from selective_ssm.tasks import next_token_loss
 from selective_ssm.training.optimizer import adamw
 
+_Step = Callable[[Tensor, Tensor], Tensor]
+
 _EAGER_STEPS = 3
 """Steps before one is captured: they compile kernels, and make the optimizer's moments."""
 
@@ -26,7 +29,7 @@ class Learner:
     Args:
         cell: what is learned, by what.
         learning_rate: its peak.
-        device: where. On a GPU branches compute in the cell's precision, elsewhere in fp32.
+        device: where. On a GPU branches and head compute in the cell's precision, elsewhere in fp32.
 
     Attributes:
         model: the model.
@@ -40,7 +43,7 @@ class Learner:
         self._peaks = torch.tensor([group["peak_lr"] for group in self._optimizer.param_groups], device=device)
         self._rates = torch.empty_like(self._peaks)
         self._share_rates()
-        self._captured = _Captured(self._step, device) if device.type == "cuda" else None
+        self._captured = _Captured(device) if device.type == "cuda" else None
 
     def _share_rates(self) -> None:
         """Let the optimizer read learning rates from one tensor, as a graph reads only what stays where it is."""
@@ -56,6 +59,8 @@ class Learner:
     def moments(self, moments: dict[int, dict[str, Tensor]]) -> None:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
         self._share_rates()
+        if self._captured is not None:  # what is captured writes to the moments that were there
+            self._captured = _Captured(self._device)
 
     def precision(self) -> AbstractContextManager[Any]:
         """Within it, the model computes as it does in training."""
@@ -73,8 +78,9 @@ class Learner:
             The loss before the step, in nats an answer.
         """
         torch.mul(self._peaks, factor, out=self._rates)
-        step = self._captured or self._step
-        return step(batch.ids, batch.targets)
+        if self._captured is None:
+            return self._step(batch.ids, batch.targets)
+        return self._captured.take(self._step, batch.ids, batch.targets)
 
     def _step(self, ids: Tensor, targets: Tensor) -> Tensor:
         self._optimizer.zero_grad()
@@ -96,29 +102,31 @@ class _Captured:
     All are on one stream, since gradients are added up on that of the first.
     """
 
-    def __init__(self, step: Any, device: torch.device) -> None:
-        self._step, self._device = step, device
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)
         self._eager_steps = _EAGER_STEPS
         self._graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def take(self, step: _Step, ids: Tensor, targets: Tensor) -> Tensor:
+        """Take a step, the same each time, and return its loss."""
         outside = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(outside)
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
-            loss = self._taken(ids, targets)
+            loss = self._taken(step, ids, targets)
         outside.wait_stream(self._stream)
         return loss
 
-    def _taken(self, ids: Tensor, targets: Tensor) -> Tensor:
+    def _taken(self, step: _Step, ids: Tensor, targets: Tensor) -> Tensor:
         if self._eager_steps:
             self._eager_steps -= 1
-            return self._step(ids, targets)
+            return step(ids, targets)
         if self._graph is None:
             self._ids, self._targets = ids.clone(), targets.clone()
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph, stream=self._stream):
-                self._loss = self._step(self._ids, self._targets)
+                self._loss = step(self._ids, self._targets)
+        assert ids.shape == self._ids.shape
         self._ids.copy_(ids)
         self._targets.copy_(targets)
         self._graph.replay()

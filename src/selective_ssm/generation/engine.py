@@ -9,8 +9,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import torch
-
 from selective_ssm.data.tokenizers import Tokenizer
 from selective_ssm.errors import UserError
 from selective_ssm.generation.bookmarks import Bookmark
@@ -27,8 +25,6 @@ from selective_ssm.models import LanguageModel
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-_LONG = 1 << 20  # tokens; a state that grows with them is larger with room for so many
 
 
 class QueueFull(UserError):
@@ -88,7 +84,7 @@ class Engine:
         for name, (value, bound) in {**least, "max_queue": (max_queue, 0)}.items():
             if value is not None and value < bound:
                 raise UserError(f"{name} must be {bound} or more, got {value}")
-        if _grows(model):
+        if model.backbone.state_grows:
             raise UserError("the model's state grows with the text, and an engine's slots do not: it cannot serve here")
         self._config, self._tokenizer = model.config, tokenizer
         self._max_queue, self._clock = max_queue, clock
@@ -237,14 +233,3 @@ def _known_ids(model: LanguageModel, tokenizer: Tokenizer | None) -> int:
     if known > vocabulary:
         raise UserError(f"the tokenizer has {known} ids, but the model knows only {vocabulary}")
     return known
-
-
-def _grows(model: LanguageModel) -> bool:
-    """Whether a state takes more memory for longer texts."""
-    nowhere, dtype = torch.device("meta"), model.embedding.weight.dtype
-
-    def nbytes(length: int) -> int:
-        states = (layer.mixer.init_state(1, nowhere, dtype, length) for layer in model.backbone.layers)
-        return sum(tensor.nbytes for state in states for tensor in state)
-
-    return nbytes(1) != nbytes(_LONG)

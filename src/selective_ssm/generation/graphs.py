@@ -31,6 +31,8 @@ class Graph(Generic[T]):
             is computed here.
         device: a CUDA device.
         pool: of the memory in which its results lie; graphs that share one must run in turns.
+        stream: where it is captured, a new one by default. cuBLAS keeps memory to work in for each stream that it has
+            seen, so graphs that run in turns should share one of these, too.
     """
 
     def __init__(
@@ -39,10 +41,11 @@ class Graph(Generic[T]):
         parameters: Iterable[Tensor],
         device: torch.device,
         pool: _POOL_HANDLE | None = None,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
         self._constants = Constants(parameters)
         self._graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream(device)
+        stream = stream or torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             function()
@@ -69,6 +72,7 @@ class Graphs:
         self._graphs: dict[Hashable, Graph[Any]] = {}
         self._reader: object = None
         self._pool: _POOL_HANDLE | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __len__(self) -> int:
         return len(self._graphs)
@@ -85,7 +89,9 @@ class Graphs:
 
     def make(self, key: Hashable, function: Callable[[], Any]) -> Graph[Any]:
         """Make a graph of a function, as `Graph` does."""
+        device = self._model.embedding.weight.device
         self._pool = self._pool or torch.cuda.graph_pool_handle()
+        self._stream = self._stream or torch.cuda.Stream(device)
         weights = (*self._model.parameters(), *self._model.buffers())
-        graph = self._graphs[key] = Graph(function, weights, self._model.embedding.weight.device, self._pool)
+        graph = self._graphs[key] = Graph(function, weights, device, self._pool, self._stream)
         return graph

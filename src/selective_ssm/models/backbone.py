@@ -17,6 +17,8 @@ from selective_ssm.layers.norm import build_norm
 from selective_ssm.layers.recompute import Recompute, recomputing
 from selective_ssm.models.config import LanguageModelConfig
 
+_LONG = 1 << 20  # tokens; a state that grows with them is larger with room for so many
+
 
 class Layer(nn.Module):
     """One residual branch: mixer(norm(x)) of the residual stream x, to be added to it.
@@ -73,6 +75,17 @@ class Backbone(nn.Module):
     def _scale_by_depth(self) -> None:
         for layer in self.layers:
             layer.mixer.out_proj.weight /= math.sqrt(len(self.layers))
+
+    @property
+    def state_grows(self) -> bool:
+        """Whether a state takes more memory for longer texts."""
+        nowhere = torch.device("meta")
+
+        def nbytes(length: int) -> int:
+            states = (layer.mixer.init_state(1, nowhere, torch.float32, length) for layer in self.layers)
+            return sum(tensor.nbytes for state in states for tensor in state)
+
+        return nbytes(1) != nbytes(_LONG)
 
     def _begin(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream before x, and x as what is to be added to it: the first add is then as all the others."""

@@ -61,7 +61,7 @@ def export(model: LanguageModel) -> Exported:
         >>> state["position"].tolist()
         [21, 21, 21]
     """
-    if model.init_state(1, 1).nbytes != model.init_state(1, 2).nbytes:
+    if model.backbone.state_grows:
         raise UserError("programs are for states of one size, and this model's grows with the text, as attention's")
     frozen = {id(one): nn.Parameter(one.detach(), requires_grad=False) for one in model.parameters()}
     model = copy.deepcopy(model, frozen)  # the programs must run as they were traced: where nothing has a gradient

@@ -45,8 +45,7 @@ def ragged(case: LoadCase, setup: Setup) -> Iterator[Row]:
         if slots < len(wanted):
             yield row(f"static batches of {slots}", speed(_in_batches(model, wanted, slots)))
         for budget in case.budgets:
-            engine = engines.ready(model, slots=slots, prefill_budget=budget)
-            yield row(f"engine, {slots} slots, reads {budget}", speed(partial(engines.serve, engine, wanted)))
+            yield row(f"engine, {slots} slots, reads {budget}", speed(_through(model, wanted, slots, budget)))
 
 
 def soak(case: SoakCase, setup: Setup) -> Iterator[Row]:
@@ -72,6 +71,11 @@ def texts(case: LoadCase, vocabulary: int) -> list[Text]:
     drawn = random.Random(0)
     sizes = [(drawn.randint(*case.prompt), drawn.randint(*case.new_tokens)) for _ in range(case.texts)]
     return [([drawn.randrange(vocabulary) for _ in range(length)], count) for length, count in sizes]
+
+
+def _through(model: LanguageModel, wanted: Sequence[Text], slots: int, budget: int) -> Callable[[], None]:
+    """Asks an engine for all texts at once."""
+    return partial(engines.serve, engines.ready(model, slots=slots, prefill_budget=budget), wanted)
 
 
 def _in_batches(model: LanguageModel, wanted: Sequence[Text], size: int) -> Callable[[], None]:

@@ -91,6 +91,7 @@ class Ours:
     def take(self, prompts: Tensor, new_tokens: int) -> None:
         self._prompts = prompts.tolist()
         self._engine = Engine(self._model, slots=len(prompts), prefill_budget=_READ_AT_ONCE)
+        self.write(new_tokens)  # makes the graphs, and no others
 
     def write(self, new_tokens: int) -> None:
         engines.serve(self._engine, [(prompt, new_tokens) for prompt in self._prompts])
