@@ -35,6 +35,12 @@ def test_values_and_gradient(rows: int, dtype: torch.dtype, shape: tuple[int, ..
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_it_is_a_function_to_torch_func() -> None:
+    weight, ids = table(3, 4).detach(), torch.tensor([0, 2, 2])
+    found = torch.func.grad(lambda weight: _Rows.apply(ids, weight).sum())(weight)
+    assert found[:, 0].tolist() == [1, 0, 2]
+
+
 def assert_rounded_once(of: Rows, dtype: torch.dtype, rows: int = 16, device: str = "cpu") -> None:
     """No less exact than torch's, and but for the last rounding as exact as sums in fp32; under autocast too."""
     weight, ids = table(rows, 64, dtype).detach().to(device).requires_grad_(), torch.randint(rows, (40_000,)).to(device)

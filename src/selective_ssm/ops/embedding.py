@@ -41,10 +41,14 @@ def embedding(ids: Tensor, weight: Tensor) -> Tensor:
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
+    def forward(ids: Tensor, weight: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return F.embedding(ids, weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ids, weight = inputs
         ctx.save_for_backward(ids)
         ctx.rows = len(weight)
-        return F.embedding(ids, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
