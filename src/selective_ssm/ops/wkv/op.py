@@ -87,7 +87,7 @@ def wkv(
         recurrence in appendix D.
 
     Example:
-        >>> from selective_ssm.ops import no_average
+        >>> from selective_ssm.ops.wkv import no_average
         >>> k, v = torch.zeros(1, 3, 1), torch.tensor([[[1.0], [2.0], [3.0]]])
         >>> nothing = no_average(1, 1, k.device, k.dtype)
         >>> wkv(k, v, torch.zeros(1), torch.zeros(1), nothing)[0].flatten().tolist()
