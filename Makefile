@@ -79,7 +79,7 @@ soak: native
 induction: native
 	$(BIN)/selective-ssm reproduce table2 --cell mamba --budget 1500 --output runs/induction --plot true \
 	    --set "task={kind: induction_heads, length: 32, vocab_size: 16}" --set batch_size=64 --set test_rows=256 \
-	    --set "test_lengths=[64,256,1024,4096]" --set far_length=null --set "learning_rates=[0.001,0.003]" --set seeds=2
+	    --set "test_lengths=[64,256,1024,4096]" --set far_length=null --set "learning_rates=[0.001]"
 
 bench-cuda: $(INSTALLED)
 	for subject in scan conv norm step host first-call blocks neighbours lengths model decode generate transformers; do \
