@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -57,7 +57,12 @@ def differentiated_once(what: str) -> None:
         RuntimeError: one is.
     """
     if torch.is_grad_enabled():
-        raise RuntimeError(f"{what} cannot be differentiated twice: its backward is a closed form of its own")
+        refuse_twice(what)
+
+
+def refuse_twice(what: str) -> NoReturn:
+    """Of a backward pass by hand there is no derivative."""
+    raise RuntimeError(f"{what} cannot be differentiated twice: its backward is a closed form of its own")
 
 
 def device(name: str, x: Tensor, expected: torch.device) -> None:

@@ -16,7 +16,7 @@ import os
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ class Operator:
             self._fake_step,
         )
         differentiate(self._operator, self._differentiate, self._remember)
-        differentiate(self._backward_operator, self._refuse_twice)
+        differentiate(self._backward_operator, lambda ctx, *_: checks.refuse_twice(name))
 
     def _forward(self, *arguments: Any) -> tuple[Tensor, ...]:
         inputs, options, (return_final_state, save, backend) = self._split(arguments)
@@ -200,9 +200,6 @@ class Operator:
         present = [None if x is None else gradient for x, gradient in zip(tensors[:-1], gradients, strict=True)]
         others = len(["cu_seqlens"]) + len(ctx.options) + len(["return_final_state", "save", "backend"])
         return (*present, *[None] * others)
-
-    def _refuse_twice(self, ctx: Any, *_: Tensor | None) -> NoReturn:
-        raise RuntimeError(f"{self.name} cannot be differentiated twice: its backward is a closed form of its own")
 
     def _split(self, arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...]]:
         """The flat arguments of a registered operator as (inputs, options, flags)."""

@@ -11,7 +11,7 @@ Nothing is kept but r', which the next layer reads too.
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -156,10 +156,6 @@ def _differentiate(ctx: Any, d_y: Tensor | None, d_total: Tensor | None) -> tupl
     return d_residual if ctx.dtype == total.dtype else d_x, d_residual, d_weight, None, None, None
 
 
-def _refuse_twice(ctx: Any, *_: Tensor | None) -> NoReturn:
-    raise RuntimeError("add_rms_norm cannot be differentiated twice: its backward is a closed form of its own")
-
-
 _FORWARD = define(
     "add_rms_norm(Tensor x, Tensor residual, Tensor weight, float eps, ScalarType dtype, str? backend)"
     " -> (Tensor y, Tensor total)",
@@ -173,4 +169,4 @@ _BACKWARD = define(
     _fake_backward,
 )
 differentiate(_FORWARD, _differentiate, _remember)
-differentiate(_BACKWARD, _refuse_twice)
+differentiate(_BACKWARD, lambda ctx, *_: checks.refuse_twice("add_rms_norm"))

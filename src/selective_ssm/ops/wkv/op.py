@@ -19,7 +19,7 @@ least each weight in it; so where a product of the two kinds is taken, the logar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -175,10 +175,6 @@ def _differentiate(ctx: Any, d_y: Tensor | None, d_end: Tensor | None, _: Tensor
     return (*gradients, None, None, None)
 
 
-def _refuse_twice(ctx: Any, *_: Tensor | None) -> NoReturn:
-    raise RuntimeError("wkv cannot be differentiated twice: its backward is a closed form of its own")
-
-
 _INPUTS = "Tensor k, Tensor v, Tensor fade, Tensor bonus, Tensor state, Tensor? cu_seqlens"
 _FORWARD = define(
     f"wkv({_INPUTS}, bool save, str? backend) -> (Tensor y, Tensor end, Tensor saved)", _forward, _fake_forward
@@ -190,4 +186,4 @@ _BACKWARD = define(
     _fake_backward,
 )
 differentiate(_FORWARD, _differentiate, _remember)
-differentiate(_BACKWARD, _refuse_twice)
+differentiate(_BACKWARD, lambda ctx, *_: checks.refuse_twice("wkv"))
