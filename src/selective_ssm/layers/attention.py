@@ -133,10 +133,13 @@ class Attention(Mixer):
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, L, H, P), keys and values (B, L, G, P), turned by positions (B, L) where the config says so."""
-        q, k, v = self.in_proj(x).unflatten(-1, (-1, self.head_dim)).split(self._heads, dim=-2)
+        heads = self.in_proj(x).unflatten(-1, (-1, self.head_dim))
         if self.config.positions == "none":
-            return q, k, v
-        return rotate(q, positions, self.config.rope_base), rotate(k, positions, self.config.rope_base), v
+            return heads.split(self._heads, dim=-2)
+        queries, keys, values = self._heads
+        turned, v = heads.split((queries + keys, values), dim=-2)
+        q, k = rotate(turned, positions, self.config.rope_base).split((queries, keys), dim=-2)
+        return q, k, v
 
     def _attend(self, q: Tensor, keys: Tensor, values: Tensor, before: Tensor, earlier: int) -> Tensor:
         return attend(q, keys.to(q.dtype), values.to(q.dtype), before, earlier, xpos=self._fades)

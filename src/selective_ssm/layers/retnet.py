@@ -83,7 +83,7 @@ class RetNet(Mixer):
         self.config = config
         heads, self.head_dim = config.n_heads, config.width(d_model)
         narrow, wide = heads * self.head_dim, heads * self.head_dim * config.expand
-        self._sizes = (narrow, narrow, wide, wide)
+        self._sizes = (2 * narrow, wide, wide)  # of queries and keys, of values, of the gate
         self.in_proj = Linear(d_model, sum(self._sizes), bias=config.bias)
         self.norm = nn.GroupNorm(heads, wide)
         self.out_proj = Linear(wide, d_model, bias=config.bias)
@@ -123,9 +123,9 @@ class RetNet(Mixer):
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries and keys (B, L, H, P), turned by positions (B, L), values (B, L, H, E) and the gate (B, L, H E)."""
-        q, k, v, gate = self.in_proj(x).split(self._sizes, dim=-1)
-        q, k, v = (part.unflatten(-1, (self.config.n_heads, -1)) for part in (q, k, v))
-        return rotate(q, positions), rotate(k, positions), v, gate
+        turned, v, gate = self.in_proj(x).split(self._sizes, dim=-1)
+        q, k = rotate(turned.unflatten(-1, (-1, self.head_dim)), positions).chunk(2, dim=-2)
+        return q, k, v.unflatten(-1, (self.config.n_heads, -1)), gate
 
     def _answer(self, y: Tensor, gate: Tensor) -> Tensor:
         """(…, H, E) and (…, H E) -> (…, d_model)."""
