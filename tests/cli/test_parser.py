@@ -52,6 +52,7 @@ class Car(Config):
     owner: str | None = None
     engine: Engine = Engine(power=70)
     parts: tuple[Part, ...] = (Wheel(),)
+    spare: Part = Wheel()
     range: tuple[int, int] = (1, 2)
 
 
@@ -77,6 +78,14 @@ def test_a_file_is_read_and_every_key_can_be_overridden(tmp_path: Path) -> None:
     words = ("--name", "7", "--owner", "null", "--engine.power", "2", "--range", "[3, 4]")
     assert parsed("--config", path, *words, "--parts", '[{"kind": "wheel", "radius": 1e0}]') == expected
     assert parsed("--config", path, "--parts", "[{kind: wheel}, {kind: wheel}]") == from_file
+
+
+def test_a_key_of_a_section_of_one_of_several_kinds_is_set_over_the_file_s(tmp_path: Path) -> None:
+    path = tmp_path / "car.yaml"
+    path.write_text("name: a\nspare: {kind: wheel, radius: 0.25}\n")
+    assert parsed("--config", path).spare == Wheel(radius=0.25)
+    assert parsed("--config", path, "--spare.radius", "0.75").spare == Wheel(radius=0.75)
+    assert parsed("--config", path, "--spare", "{kind: wheel}").spare == Wheel()
 
 
 def test_a_section_that_may_be_null_is_null_until_something_is_said_of_it(tmp_path: Path) -> None:
@@ -117,6 +126,9 @@ def test_a_saved_config_is_a_config_file(tmp_path: Path) -> None:
             ["--name", "a", "--trailer.wheel", "2"],
             "unknown option '--trailer.wheel' (did you mean '--trailer.wheels'?)",
         ),
+        (["--name", "a", "--engine.weight", "2"], "unknown option '--engine.weight'; engine has: power, fuel"),
+        (["--name", "a", "--spare.radios", "2"], "spare: unknown key 'radios' (did you mean 'radius'?)"),
+        (["--name", "a", "--spare", "3"], "spare: expected a mapping, got '3'"),
         (["--name", "a", "--parts", "3"], "parts must be a list, got 3 (int)"),
         (["--name", "a", "--kind", "lorry"], "kind: expected one of 'car', got 'lorry'"),
         (["--name"], "argument --name: expected one argument"),

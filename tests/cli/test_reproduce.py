@@ -76,6 +76,14 @@ def test_every_gpu_has_a_process(
     assert code == 0 or "the processes of GPUs 0, 1 failed" in capsys.readouterr().err
 
 
+def test_one_key_of_a_cell_s_task_can_be_set(tmp_path: Path) -> None:
+    settings = [word for setting in (*QUICK, "task.length=24") for word in ("--set", setting)]
+    given = ["reproduce", "table2", "--cell", "mamba", "--budget", "1", "--output", str(tmp_path), *settings]
+    assert main(given) == 0
+    task = read_json(tmp_path / "table2" / "mamba.json")["config"]["task"]
+    assert (task["kind"], task["length"], task["vocab_size"]) == ("induction_heads", 24, 16)
+
+
 def test_a_cell_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "table1", "--cell", "mamba-s7"]) == 2
     assert "did you mean 'mamba-s6'" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from selective_ssm.files import read_text
 from selective_ssm.recipes import recipe_path, recipes
 
 C = TypeVar("C", bound=Config)
+_TYPES = {"NoneType": "null", "dict": "a mapping"}
 
 
 class Parser(ArgumentParser):
@@ -66,12 +67,12 @@ class Parser(ArgumentParser):
         """The message of jsonargparse, or of argparse below it, in our words; one that is not known stays as it is."""
         message = " ".join(message.split())
         if found := re.match(r"unrecognized arguments: (--[^ =]+)", message):
-            return f"unknown option '{found[1]}'{nearest(found[1], self._option_string_actions)}"
+            return f"unknown option '{found[1]}'{_nearest_key(found[1], self._option_string_actions)}"
         if found := re.match(r"unrecognized arguments: (.+)", message):
             return f"too many words: '{found[1]}' is not expected"
         if found := re.match(r"(?:Group '(.+)' does not accept option|Option) '(.+?)'", message):
             key = f"{found[1]}.{found[2]}" if found[1] else found[2]
-            return f"unknown key '{key}'{nearest(key, [action.dest for action in self._actions])}"
+            return f"unknown key '{key}'{_nearest_key(key, [action.dest for action in self._actions])}"
         if found := re.match(r'Parser key "(.+?)": (.+?)\.? G(?:ot|iven) value.*: (.*)', message):
             return f"{found[1]}: {_expected(found[2])}, got '{found[3]}'"
         if found := re.match(r'Parser key "(.+?)": (.+)', message):
@@ -81,11 +82,23 @@ class Parser(ArgumentParser):
         return message
 
 
+def _nearest_key(key: str, known: Iterable[str]) -> str:
+    """Name the known key that looks most like a mistyped one: in its own section, if there is such a section."""
+    section, dot, name = key.rpartition(".")
+    siblings = [one[len(section) + 1 :] for one in known if dot and one.startswith(f"{section}.")]
+    names = [one for one in siblings if "." not in one and one != "kind"]
+    if not names:
+        return nearest(key, known)
+    if hint := nearest(name, names):
+        return hint.replace("'", f"'{section}.", 1)
+    return f"; {section.lstrip('-')} has: {', '.join(names)}"
+
+
 def _expected(text: str) -> str:
     """What type was expected, out of jsonargparse's words."""
     types = text.partition(" Errors:")[0]
     names = [f"one of {one}" for one in re.findall(r"Literal\[(.*?)\]", types)]
-    names += ["null" if one == "NoneType" else one for one in re.findall(r"<class '(\w+)'>", types)]
+    names += [_TYPES.get(one, one) for one in re.findall(r"<class '(\w+)'>", types)]
     return f"expected {' or '.join(names)}" if names else text[0].lower() + text[1:]
 
 
@@ -167,7 +180,12 @@ def _section(annotation: Any) -> type[Config] | None:
 
 
 def _option_type(annotation: Any) -> Any:
-    """The type of an option: the field's own, or, where one of several configs may stand, any YAML or JSON."""
+    """The type of an option: the field's own; where one of several configs may stand, a mapping, or any YAML.
+
+    A mapping's keys can be set one by one, ``--task.length 256``, over those that a file gives.
+    """
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return dict[str, Any]
     return Any if _holds_config(annotation) else annotation
 
 
