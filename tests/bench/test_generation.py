@@ -1,4 +1,4 @@
-"""Writing, as it is timed on a GPU, runs anywhere: rows, those who cannot go on, a plot."""
+"""Writing, as it is timed anywhere: rows, those who cannot go on, a plot."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selective_ssm.bench import huggingface
-from selective_ssm.bench.cases import Setup
+from selective_ssm.bench import huggingface, writers, writing
+from selective_ssm.bench.cases import Setup, WritingCase
 from selective_ssm.bench.contenders import Contender
-from selective_ssm.bench.gpu import decoding, generation, peers, serving, writers, writing
-from selective_ssm.bench.gpu.cases import DecodeCase, ForkCase, LoadCase, PrefillCase, SoakCase, WritingCase
+from selective_ssm.bench.gpu import decoding, generation, peers, serving
+from selective_ssm.bench.gpu.cases import DecodeCase, ForkCase, LoadCase, PrefillCase, SoakCase
 from selective_ssm.bench.run import Row, fresh, matrices
 from selective_ssm.models import LanguageModelConfig, preset, presets
 
 SETUP = Setup(device=torch.device("cpu"), rounds=1)
 TINY = LanguageModelConfig(d_model=16, n_layer=2, vocab_size=32)
+WRITING = WritingCase(preset="tiny", over="length", shapes=((2, 12),), new_tokens=4)
 LOAD: dict[str, Any] = {"preset": "tiny", "texts": 6, "prompt": (1, 9), "new_tokens": (1, 5), "slots": (2,)}
 
 
@@ -48,9 +49,10 @@ class Stub:
         self.wrote.append((self._texts, new_tokens))
 
 
-def shapes(writer: Stub, monkeypatch: pytest.MonkeyPatch) -> list[Row]:
+def shapes(writer: Stub, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> list[Row]:
     monkeypatch.setattr(writers, "contenders", lambda *_: [Contender("stub", lambda: writer, [])])
-    case = WritingCase(preset="tiny", over="batch", shapes=((1, 2), (2, 2), (4, 2), (8, 2)), new_tokens=3)
+    sizes = ((1, 2), (2, 2), (4, 2), (8, 2))
+    case = WritingCase(preset="tiny", over="batch", shapes=sizes, new_tokens=3, **settings)
     return list(generation.generate(case, SETUP))
 
 
@@ -108,15 +110,14 @@ def test_whoever_cannot_go_on_is_asked_no_more(monkeypatch: pytest.MonkeyPatch) 
 def test_the_slow_are_asked_for_little(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = shapes(Stub(most_tokens=2), monkeypatch)
     assert [row.get("note") for row in rows] == [None, *["left out: reads token by token"] * 3]
-    monkeypatch.setattr(writing, "_PATIENCE", 0.0)
-    assert [row.get("note") for row in shapes(Stub(), monkeypatch)] == [
+    assert [row.get("note") for row in shapes(Stub(), monkeypatch, patience=0.0)] == [
         None,
         *["left out: a smaller one took 0 s"] * 3,
     ]
 
 
 def test_ours_reads_the_prompts_and_writes_after_each() -> None:
-    (ours,) = writers.contenders(TINY, 8, SETUP)
+    (ours,) = writers.contenders(WRITING, TINY, SETUP)
     assert ours.call is not None
     writer = ours.call()
     writer.take(torch.randint(32, (3, 5)), 4)
@@ -133,7 +134,7 @@ def watch(generate: Any, sizes: list[Any], *args: Any, **kwargs: Any) -> None:
 def test_hugging_face_writes_as_many_tokens_as_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers", reason="needs the extra dev")
     peers_too = Setup(device=SETUP.device, peers=("transformers",))
-    _, *theirs = writers.contenders(TINY, 16, peers_too)
+    _, *theirs = writers.contenders(WRITING, TINY, peers_too)
     assert [one.who for one in theirs] == [writers.TRANSFORMER, writers.LOOP]
     for one in theirs:
         assert one.call is not None

@@ -15,6 +15,7 @@ from selective_ssm.bench.gpu import neighbour_peers
 from selective_ssm.bench.gpu.cases import NEIGHBOURS, NeighbourCase
 from selective_ssm.bench.gpu.neighbour_peers import public_forms
 from selective_ssm.bench.gpu.neighbours import neighbours, products
+from selective_ssm.bench.memory import peak
 from selective_ssm.layers import (
     MIXERS,
     S4,
@@ -129,7 +130,7 @@ def test_products_are_those_of_every_linear_layer() -> None:
 
 
 def test_rows() -> None:
-    common = {"case", "who", "gpu µs", "wall µs"}
+    common = {"case", "who", "gpu µs", "wall µs", *peak(SETUP.device)}
     small = NeighbourCase(mixer="attention", config=BY_PEER["sdpa"][0], batch=2, length=LENGTH, d_model=WIDTH)
     floor, ours, theirs = neighbours(small, SETUP)
     assert [row["who"] for row in (floor, ours, theirs)] == ["its products", "ours", "sdpa"]

@@ -90,6 +90,34 @@ class ModelCase:
         return f"{self.preset}-{self.batch}x{self.length}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class WritingCase:
+    """Prompts of several shapes that are read and gone on with, each by itself.
+
+    Args:
+        preset: the model's name.
+        over: what differs from shape to shape.
+        shapes: (B, L) of the prompts.
+        new_tokens: how many are written after each.
+        dtype: of the parameters.
+        read_at_once: tokens of prompts that ours reads at once.
+        patience: seconds; whoever takes longer is not asked for more.
+    """
+
+    preset: str
+    over: Literal["batch", "length"]
+    shapes: tuple[tuple[int, int], ...]
+    new_tokens: int
+    dtype: torch.dtype = torch.bfloat16
+    read_at_once: int = 2**14
+    patience: float = 10.0
+
+    @property
+    def name(self) -> str:
+        """What ``--case`` calls it."""
+        return f"{self.preset}-{self.over}"
+
+
 def _op_cases(*shapes: tuple[int, int, int, int], against_loop: bool = False) -> tuple[OpCase, ...]:
     return tuple(
         OpCase(batch=batch, length=length, channels=channels, states=states, against_loop=against_loop)

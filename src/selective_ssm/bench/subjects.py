@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from selective_ssm.bench import fast_ops, run
+from selective_ssm.bench import fast_ops, run, writing
 from selective_ssm.bench.cpu import cases as cpu_cases
 from selective_ssm.bench.cpu import generation as cpu_generation
 from selective_ssm.bench.cpu import models as cpu_models
@@ -22,7 +22,6 @@ from selective_ssm.bench.gpu import (
     neighbours,
     operators,
     peers,
-    writing,
 )
 from selective_ssm.bench.run import Subject
 from selective_ssm.errors import UserError
@@ -50,6 +49,7 @@ ON_CPU: Mapping[str, Subject] = {
     "step": (cpu_cases.STEP, cpu_operators.step),
     "model": (cpu_cases.MODEL, cpu_models.model),
     "decode": (cpu_cases.DECODE, cpu_generation.decode),
+    "generate": (cpu_cases.GENERATE, writing.writing),
     "transformers": (fast_ops.ON_CPU, fast_ops.fast_ops),
 }
 """The same on a CPU; `run.SUBJECTS` are those of other devices."""

@@ -46,7 +46,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "subject",
         type=Subject,
-        help="what to time; all but scan, conv, step, model, decode, transformers on a GPU only",
+        help="what to time; all but scan, conv, step, model, decode, generate, transformers on a GPU only",
     )
     parser.add_argument("--case", type=str, action="append", help="only this case; may be given several times")
     parser.add_argument(

@@ -98,7 +98,8 @@ def _expected(text: str) -> str:
     """What type was expected, out of jsonargparse's words."""
     types = text.partition(" Errors:")[0]
     names = [f"one of {one}" for one in re.findall(r"Literal\[(.*?)\]", types)]
-    names += [_TYPES.get(one, one) for one in re.findall(r"<class '(\w+)'>", types)]
+    classes: list[str] = re.findall(r"<class '(\w+)'>", types)
+    names += [_TYPES.get(one, one) for one in classes]
     return f"expected {' or '.join(names)}" if names else text[0].lower() + text[1:]
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from selective_ssm.bench.cases import ModelCase, OpCase
+from selective_ssm.bench.cases import ModelCase, OpCase, WritingCase
 
 Task = Literal["prefill", "decode", "training", "update"]
 
@@ -97,3 +97,16 @@ MODEL = (
     _task("update", 1, 1),
 )
 DECODE = (DecodeCase(preset="mamba-130m"),)
+_WRITING = WritingCase(
+    preset="mamba-130m",
+    over="batch",
+    shapes=tuple((2**power, 512) for power in range(6)),
+    new_tokens=128,
+    dtype=torch.float32,
+    read_at_once=2**11,
+    patience=60.0,
+)
+GENERATE = (
+    _WRITING,
+    replace(_WRITING, over="length", shapes=tuple((1, 2**power) for power in range(9, 15)), new_tokens=32),
+)

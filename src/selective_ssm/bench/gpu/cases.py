@@ -6,11 +6,10 @@ Legend: B batch, L length, D channels, N state, K conv width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
-from selective_ssm.bench.cases import ModelCase, OpCase
+from selective_ssm.bench.cases import ModelCase, OpCase, WritingCase
 from selective_ssm.layers import (
     AttentionConfig,
     GAUConfig,
@@ -98,28 +97,6 @@ class ForkCase:
     def name(self) -> str:
         """What ``--case`` calls it."""
         return f"{self.preset}-fork"
-
-
-@dataclass(frozen=True, kw_only=True)
-class WritingCase:
-    """Prompts of several shapes that are read and gone on with, each by itself.
-
-    Args:
-        preset: the model's name.
-        over: what differs from shape to shape.
-        shapes: (B, L) of the prompts.
-        new_tokens: how many are written after each.
-    """
-
-    preset: str
-    over: Literal["batch", "length"]
-    shapes: tuple[tuple[int, int], ...]
-    new_tokens: int
-
-    @property
-    def name(self) -> str:
-        """What ``--case`` calls it."""
-        return f"{self.preset}-{self.over}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from selective_ssm.bench import engines
+from selective_ssm.bench import engines, writers
 from selective_ssm.bench.cases import Setup
 from selective_ssm.bench.clock import medians
 from selective_ssm.bench.contenders import Call
-from selective_ssm.bench.gpu import writers
 from selective_ssm.bench.gpu.cases import DecodeCase, ForkCase
 from selective_ssm.bench.gpu.clock import time_of
 from selective_ssm.bench.gpu.device import copy_bandwidth
@@ -27,6 +26,7 @@ SAMPLING: Mapping[str, SamplingOptions] = {
     "greedy": engines.GREEDY,
     "temperature 1, top-p 0.9": {"temperature": 1.0, "top_p": 0.9},
 }
+_DTYPE = torch.bfloat16
 _TIMES = 100  # in a row, as steps follow each other: their mean is told
 _THEIR_TOKENS = 101
 
@@ -44,7 +44,7 @@ def _steps(case: DecodeCase, setup: Setup) -> Iterator[Row]:
     and the latter. The floor is the states' traffic, and all parameters read once at the same speed.
     """
     config = preset(case.preset)
-    model = fresh(config, setup.device, writers.DTYPE)
+    model = fresh(config, setup.device, _DTYPE)
     busy = {name: engines.busy(model, case.batch, options) for name, options in SAMPLING.items()}
     weights = matrices(model)
     plain = {  # kept as long as the graphs, which do not keep what they read
@@ -99,7 +99,7 @@ def _dtypes(model: LanguageModel) -> str:
 def _their_step(case: DecodeCase, floor: float, setup: Setup) -> Row:
     """The time of a token after the first, as mamba_ssm writes it."""
     row: Row = {"case": case.name, "who": "mamba_ssm", "what": "greedy"}
-    one = writers.mamba_ssm(preset(case.preset), setup.device)
+    one = writers.released(preset(case.preset), setup.device, _DTYPE)
     if one.call is None:
         return row | {"note": one.note}
     writer: writers.Writer = one.call()
@@ -112,7 +112,7 @@ def _their_step(case: DecodeCase, floor: float, setup: Setup) -> Row:
 
 def _forks(case: ForkCase, setup: Setup) -> Iterator[Row]:
     """Copies of one state, by the time until they are there ("ms") and by the GPU's own, beside a plain copy's."""
-    state = fresh(preset(case.preset), setup.device, writers.DTYPE).init_state(1)
+    state = fresh(preset(case.preset), setup.device, _DTYPE).init_state(1)
     rows = {count: torch.zeros(count, dtype=torch.int64, device=setup.device) for count in case.copies}
     calls: dict[str, tuple[int, Call]] = {"clone": (1, state.clone)}
     calls |= {f"select {count}": (count, partial(state.select, index)) for count, index in rows.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import subprocess
 from typing import Any
 
@@ -32,20 +31,6 @@ def exponentials_a_second(device: torch.device) -> float | None:
         return None
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     return multiprocessors * _EXPONENTIALS_A_CLOCK * float(highest) * 1e6
-
-
-def forget_peak(device: torch.device) -> None:
-    """Give back what nobody uses, and begin anew to count the most memory in use."""
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.synchronize(device)
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak(device: torch.device) -> dict[str, float]:
-    """The most memory in use since then, as a column; none where it is not counted."""
-    return {"GiB": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
 
 
 def state(device: torch.device) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from selective_ssm.bench.cases import Setup
-from selective_ssm.bench.gpu import models, serving, writing
-from selective_ssm.bench.gpu.cases import LoadCase, PrefillCase, SoakCase, WritingCase
+from selective_ssm.bench import writing
+from selective_ssm.bench.cases import Setup, WritingCase
+from selective_ssm.bench.gpu import models, serving
+from selective_ssm.bench.gpu.cases import LoadCase, PrefillCase, SoakCase
 from selective_ssm.bench.run import Row
 
 _KINDS: Mapping[type[Any], Callable[[Any, Setup], Iterator[Row]]] = {

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from selective_ssm.bench import mamba_ssm
 from selective_ssm.bench.cases import ModelCase, Setup
-from selective_ssm.bench.gpu import peers
 from selective_ssm.bench.gpu.attention import TransformerLayer, fastest, limited
 from selective_ssm.bench.gpu.cases import LengthCase, PrefillCase
 from selective_ssm.bench.gpu.clock import Call
-from selective_ssm.bench.gpu.device import forget_peak, peak
 from selective_ssm.bench.gpu.operators import timed
+from selective_ssm.bench.memory import forget_peak, peak
 from selective_ssm.bench.run import Row, fresh, read, train
 from selective_ssm.models import LanguageModelConfig, preset
 from selective_ssm.models.backbone import Backbone
@@ -65,7 +65,7 @@ def model(case: ModelCase, setup: Setup) -> Iterator[Row]:
     if "mamba_ssm" not in setup.peers:
         return
     del ours, calls
-    theirs = peers.mamba_model(config, setup.device, _DTYPE)
+    theirs = mamba_ssm.language_model(config, setup.device, _DTYPE)
     if theirs is None:
         yield {"case": case.name, "what": "training", "who": "mamba_ssm", "note": "not installed"}
         return

@@ -16,9 +16,9 @@ from selective_ssm.bench.cases import Setup
 from selective_ssm.bench.contenders import Contender, absent, passes
 from selective_ssm.bench.gpu.attention import fastest, limited
 from selective_ssm.bench.gpu.cases import NeighbourCase
-from selective_ssm.bench.gpu.device import forget_peak, peak
 from selective_ssm.bench.gpu.neighbour_peers import Form, public_forms
 from selective_ssm.bench.gpu.operators import timed
+from selective_ssm.bench.memory import forget_peak, peak
 from selective_ssm.bench.run import Row
 from selective_ssm.layers import Mixer, build_mixer
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from selective_ssm.bench.cases import OpCase
 from selective_ssm.bench.contenders import Contender, absent, imported
 from selective_ssm.bench.run import leaves
-from selective_ssm.models import LanguageModelConfig
 
 PEERS = ("mamba_ssm", "sdpa", "transformers", "fla", "torch")
 
@@ -53,15 +51,6 @@ def mamba_step(state: Tensor, inputs: Mapping[str, Tensor]) -> Contender:
     names = {"u": "x", "delta": "dt", "delta_bias": "dt_bias"}
     renamed = {names.get(name, name): tensor for name, tensor in inputs.items()}
     return Contender("mamba_ssm", partial(module.selective_state_update, state, **renamed, dt_softplus=True), [])
-
-
-def mamba_model(config: LanguageModelConfig, device: torch.device, dtype: torch.dtype) -> nn.Module | None:
-    """Their language model of the same size; None where it is not installed."""
-    module, configs = (imported(f"mamba_ssm.models.{name}") for name in ("mixer_seq_simple", "config_mamba"))
-    if module is None or configs is None:
-        return None
-    theirs = configs.MambaConfig(d_model=config.d_model, n_layer=config.n_layer, vocab_size=config.vocab_size)
-    return module.MambaLMHeadModel(theirs, device=device, dtype=dtype)
 
 
 def _length_last(x: Tensor) -> Tensor:

@@ -14,10 +14,10 @@ from selective_ssm.bench.cases import Setup
 from selective_ssm.bench.clock import quickest
 from selective_ssm.bench.engines import Text
 from selective_ssm.bench.gpu.cases import LoadCase, SoakCase
-from selective_ssm.bench.gpu.writers import DTYPE
 from selective_ssm.bench.run import Row, fresh
 from selective_ssm.models import LanguageModel, preset
 
+_DTYPE = torch.bfloat16
 _PATIENCE = 1.0  # seconds; what takes longer is timed once
 _READ_AT_ONCE = 2**16  # tokens of prompts, by a static batch
 
@@ -29,7 +29,7 @@ def ragged(case: LoadCase, setup: Setup) -> Iterator[Row]:
     for as many tokens as are wanted of it. There is one of all texts, and, for each number of slots below, batches of
     so many texts, one after the other. An engine is gone before the next is made, since some fill a GPU.
     """
-    model = fresh(preset(case.preset), setup.device, DTYPE)
+    model = fresh(preset(case.preset), setup.device, _DTYPE)
     wanted = texts(case, model.config.vocab_size)
     tokens = sum(count for _, count in wanted)
 
@@ -50,7 +50,7 @@ def ragged(case: LoadCase, setup: Setup) -> Iterator[Row]:
 
 def soak(case: SoakCase, setup: Setup) -> Iterator[Row]:
     """The engine's memory after some steps, and after all that time allows, its slots never empty."""
-    model = fresh(preset(case.preset), setup.device, DTYPE)
+    model = fresh(preset(case.preset), setup.device, _DTYPE)
     wanted = texts(case, model.config.vocab_size)
     engine = engines.ready(model, slots=case.slots[0], prefill_budget=case.budgets[0])
     until = time.monotonic() + case.seconds

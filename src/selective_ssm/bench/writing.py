@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 
 from selective_ssm import plots
-from selective_ssm.bench.cases import Setup
+from selective_ssm.bench import writers
+from selective_ssm.bench.cases import Setup, WritingCase
 from selective_ssm.bench.clock import seconds
 from selective_ssm.bench.contenders import Call, Contender
-from selective_ssm.bench.gpu import writers
-from selective_ssm.bench.gpu.cases import WritingCase
-from selective_ssm.bench.gpu.device import forget_peak, peak
-from selective_ssm.bench.gpu.writers import Writer
+from selective_ssm.bench.memory import forget_peak, peak
 from selective_ssm.bench.run import Row
+from selective_ssm.bench.writers import Writer
 from selective_ssm.models import preset
 
 _SECONDS = 1.0  # that a figure's rounds may take; slower calls are timed less often, once at least
-_PATIENCE = 10.0  # seconds; who takes longer is not asked for more
 
 
 def writing(case: WritingCase, setup: Setup) -> Iterator[Row]:
@@ -32,8 +30,7 @@ def writing(case: WritingCase, setup: Setup) -> Iterator[Row]:
     Whoever runs out of memory or takes too long is not asked for larger shapes; the rows say so.
     """
     config = preset(case.preset)
-    positions = max(length for _, length in case.shapes) + case.new_tokens
-    for one in writers.contenders(config, positions, setup):
+    for one in writers.contenders(case, config, setup):
         yield from _shapes(case, one, config.vocab_size, setup)
         forget_peak(setup.device)
 
@@ -56,7 +53,7 @@ def _shapes(case: WritingCase, one: Contender, vocabulary: int, setup: Setup) ->
         row |= {"tokens a second": batch * case.new_tokens / whole, "first token ms": first * 1e3}
         row["decoding"] = batch * (case.new_tokens - 1) / (whole - first)
         yield row | peak(setup.device) | {"parameters": writer.parameters}
-        if whole > _PATIENCE:
+        if whole > case.patience:
             left_out = f"left out: a smaller one took {whole:.0f} s"
 
 

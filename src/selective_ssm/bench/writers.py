@@ -1,4 +1,4 @@
-"""Those who read prompts and write on, ours and others, all greedily and in bf16.
+"""Those who read prompts and write on, ours and others, all greedily.
 
 Legend: B batch, L length of the prompts.
 """
@@ -12,18 +12,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from selective_ssm.bench import engines, huggingface
-from selective_ssm.bench.cases import Setup
+from selective_ssm.bench import engines, huggingface, mamba_ssm
+from selective_ssm.bench.cases import Setup, WritingCase
 from selective_ssm.bench.contenders import Contender, absent, imported
-from selective_ssm.bench.gpu import peers
 from selective_ssm.bench.run import fresh
 from selective_ssm.generation import Engine
 from selective_ssm.models import LanguageModelConfig
 
-DTYPE = torch.bfloat16
 OURS, TRANSFORMER, LOOP = "ours", "transformers, GPT-NeoX", "transformers, Mamba"
 
-_READ_AT_ONCE = 2**14  # tokens of prompts
 _LOOP_TOKENS = 2048  # of prompts, which it reads in a loop of Python
 
 
@@ -47,33 +44,35 @@ class Writer(Protocol):
         ...
 
 
-def contenders(config: LanguageModelConfig, positions: int, setup: Setup) -> Iterator[Contender]:
+def contenders(case: WritingCase, config: LanguageModelConfig, setup: Setup) -> Iterator[Contender]:
     """Ours, and the peers that are asked for; each call makes a `Writer`.
 
     Args:
+        case: what is to be written.
         config: of our model; the others' are of its size.
-        positions: the longest text.
         setup: where, and which peers.
     """
-    yield Contender(OURS, partial(Ours, config, setup.device), [])
+    where = (setup.device, case.dtype)
+    yield Contender(OURS, partial(Ours, config, *where, case.read_at_once), [])
     if "mamba_ssm" in setup.peers:
-        yield mamba_ssm(config, setup.device)
+        yield released(config, *where)
     if "transformers" in setup.peers:
         transformers = imported("transformers")
         if transformers is None:
             yield from (absent(who) for who in (TRANSFORMER, LOOP))
             return
-        transformer = partial(huggingface.transformer, transformers, config, positions)
-        yield Contender(TRANSFORMER, partial(HuggingFace, transformer, setup.device), [])
+        longest = max(length for _, length in case.shapes) + case.new_tokens
+        transformer = partial(huggingface.transformer, transformers, config, longest)
+        yield Contender(TRANSFORMER, partial(HuggingFace, transformer, *where), [])
         loop = partial(huggingface.mamba, transformers, config)
-        yield Contender(LOOP, partial(HuggingFace, loop, setup.device, _LOOP_TOKENS), [])
+        yield Contender(LOOP, partial(HuggingFace, loop, *where, _LOOP_TOKENS), [])
 
 
-def mamba_ssm(config: LanguageModelConfig, device: torch.device) -> Contender:
-    """Their language model, writing from CUDA graphs."""
+def released(config: LanguageModelConfig, device: torch.device, dtype: torch.dtype) -> Contender:
+    """mamba_ssm's language model, writing from CUDA graphs."""
     if imported("mamba_ssm") is None:
         return absent("mamba_ssm")
-    return Contender("mamba_ssm", partial(MambaSSM, config, device), [])
+    return Contender("mamba_ssm", partial(MambaSSM, config, device, dtype), [])
 
 
 class Ours:
@@ -81,8 +80,11 @@ class Ours:
 
     most_tokens: int | None = None
 
-    def __init__(self, config: LanguageModelConfig, device: torch.device) -> None:
-        self._model = fresh(config, device, DTYPE)
+    def __init__(
+        self, config: LanguageModelConfig, device: torch.device, dtype: torch.dtype, read_at_once: int
+    ) -> None:
+        self._model = fresh(config, device, dtype)
+        self._read_at_once = read_at_once
 
     @property
     def parameters(self) -> int:
@@ -90,7 +92,7 @@ class Ours:
 
     def take(self, prompts: Tensor, new_tokens: int) -> None:
         self._prompts = prompts.tolist()
-        self._engine = Engine(self._model, slots=len(prompts), prefill_budget=_READ_AT_ONCE)
+        self._engine = Engine(self._model, slots=len(prompts), prefill_budget=self._read_at_once)
         self.write(new_tokens)  # makes the graphs, and no others
 
     def write(self, new_tokens: int) -> None:
@@ -100,10 +102,12 @@ class Ours:
 class HuggingFace:
     """A model of transformers, with the cache that its `generate` takes by default."""
 
-    def __init__(self, make: partial[Any], device: torch.device, most_tokens: int | None = None) -> None:
+    def __init__(
+        self, make: partial[Any], device: torch.device, dtype: torch.dtype, most_tokens: int | None = None
+    ) -> None:
         self.most_tokens = most_tokens
         with device:
-            self._model: Any = make().to(DTYPE).eval()
+            self._model: Any = make().to(dtype).eval()
         self._model.generation_config.eos_token_id = None  # so that no text ends sooner
 
     @property
@@ -128,8 +132,8 @@ class MambaSSM:
 
     most_tokens: int | None = None
 
-    def __init__(self, config: LanguageModelConfig, device: torch.device) -> None:
-        self._model: Any = peers.mamba_model(config, device, DTYPE)
+    def __init__(self, config: LanguageModelConfig, device: torch.device, dtype: torch.dtype) -> None:
+        self._model: Any = mamba_ssm.language_model(config, device, dtype)
         self._model.eval()
 
     @property
