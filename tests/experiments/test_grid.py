@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,8 @@ from selective_ssm.experiments import archive, tables
 from selective_ssm.experiments.cell import Run
 from selective_ssm.experiments.grid import Cell, work_through, write_summary
 from selective_ssm.experiments.run import STATE, go_on
-from selective_ssm.files import read_json
+from selective_ssm.files import read_json, write_json
+from selective_ssm.tasks import Share
 
 CPU = torch.device("cpu")
 
@@ -48,6 +49,16 @@ def test_all_runs_are_done_and_told(cell: Cell) -> None:
     assert spread["all"] == 2 * cell.config.test_rows, "two seeds"
     low, high = spread["interval"]
     assert low <= spread["right"] / spread["all"] <= high
+
+
+def test_the_best_rate_is_that_which_does_best_over_all_lengths(cell: Cell) -> None:
+    for rate, far in ((1e-3, 7), (1e-2, 2)):
+        shares = {"8": 8, "16": far, "64": 0}
+        tests = {length: {"tokens": asdict(Share(right=right, all=8))} for length, right in shares.items()}
+        folder = cell.folder / Run(rate, 0).name
+        folder.mkdir(parents=True)
+        write_json(folder / "result.json", {"tests": tests})
+    assert cell.wanted() == [Run(1e-3, 1)]
 
 
 def test_a_rate_at_which_the_loss_runs_away_is_one_that_did_not_do_well(cell: Cell) -> None:

@@ -69,7 +69,6 @@ def test_what_a_result_holds(tmp_path: Path) -> None:
     assert [look["step"] for look in result["looks"]] == [1, 2, 3, 4, 5, 6]
     rows = {length: test["sequences"]["all"] for length, test in result["tests"].items()}
     assert rows == {"8": TINY.test_rows, "16": TINY.test_rows, "64": TINY.far_rows}
-    assert result["score"] == result["tests"]["8"]["tokens"]["right"] / TINY.test_rows
     assert go_on(TINY, RUN, tmp_path, CPU, until=never), "done is done"
 
 
@@ -120,4 +119,4 @@ def test_a_loss_that_runs_away_ends_its_run(tmp_path: Path) -> None:
     assert result is not None
     assert result["ran away"]
     assert result["steps"] < 50
-    assert result["score"] == 0
+    assert [test["tokens"]["right"] for test in result["tests"].values()] == [0, 0, 0]

@@ -99,7 +99,7 @@ def wanted(cell: CellConfig, scores: Mapping[Run, float]) -> list[Run]:
 
     Args:
         cell: the cell.
-        scores: the share of right answers at the end of each run that is done.
+        scores: the share of right answers of each run that is done, over all lengths.
 
     Returns:
         What is not done of the first stage, or, where that is done, of the second; nothing where all is done.

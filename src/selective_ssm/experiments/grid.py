@@ -84,7 +84,7 @@ def work_through(
                 result = result_of(folder)
                 assert result is not None
                 end = f"; its loss ran away by step {result['steps']:,}" if result["ran away"] else ""
-                share, minutes = 100 * result["score"], result["seconds"] / 60
+                share, minutes = 100 * _score(result), result["seconds"] / 60
                 told(f"{cell.name} {run.name}: {share:.2f} % in {minutes:.1f} minutes{end}")
         except FileProblem as problem:
             told(f"{cell.name} {run.name} is left out: {problem}")
@@ -106,7 +106,12 @@ def _left(cells: Mapping[str, Cell], taken: set[Path]) -> Iterator[tuple[Cell, R
 
 
 def _scores(results: Mapping[Run, Mapping[str, Any]]) -> dict[Run, float]:
-    return {run: result["score"] for run, result in results.items()}
+    return {run: _score(result) for run, result in results.items()}
+
+
+def _score(result: Mapping[str, Any]) -> float:
+    """The share of right answers, the mean over all lengths."""
+    return mean(Share(**test["tokens"]).value for test in result["tests"].values())
 
 
 def _spread(tests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

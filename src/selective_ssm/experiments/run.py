@@ -221,7 +221,6 @@ def _result(training: Training) -> dict[str, Any]:
         "ran away": training.ran_away,
         "seconds": training.seconds,
         "parameters": sum(training.learner.model.num_parameters().values()),
-        "score": training.tests[training.cell.task.length].tokens.value,
         "tests": {str(length): asdict(found) for length, found in training.tests.items()},
         "looks": [asdict(look) for look in training.looks],
     }

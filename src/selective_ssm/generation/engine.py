@@ -85,7 +85,10 @@ class Engine:
             if value is not None and value < bound:
                 raise UserError(f"{name} must be {bound} or more, got {value}")
         if model.backbone.state_grows:
-            raise UserError("the model's state grows with the text, and an engine's slots do not: it cannot serve here")
+            raise UserError(
+                "the model's state grows with the text, and an engine's slots do not; write with model.step instead, "
+                "from model.init_state(batch, max_length), which makes room beforehand"
+            )
         self._config, self._tokenizer = model.config, tokenizer
         self._max_queue, self._clock = max_queue, clock
         self._lock = threading.RLock()
