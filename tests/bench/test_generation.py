@@ -104,7 +104,13 @@ def test_whoever_cannot_go_on_is_asked_no_more(monkeypatch: pytest.MonkeyPatch) 
     assert writer.wrote == [(1, 1), (1, 1), (1, 3), (2, 1), (2, 1), (2, 3)], "once to be warm, then to be timed"
     assert [row["batch"] for row in rows] == [1, 2, 4, 8]
     assert [row.get("note") for row in rows] == [None, None, "CUDA out of memory", "CUDA out of memory"]
-    assert {"case", "who", "length", "tokens a second", "decoding", "first token ms", "parameters"} < set(rows[0])
+    assert {"case", "who", "length", "tokens a second", "first token ms", "parameters"} < set(rows[0])
+
+
+def test_what_follows_a_long_reading_has_no_figure_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = {1: (1.0, 5.0), 2: (1.0, 5.0), 4: (4.0, 5.0), 8: (4.0, 5.0)}
+    monkeypatch.setattr(writing, "_attempt", lambda writer, prompts, case, setup: times[len(prompts)])
+    assert [row.get("decoding") for row in shapes(Stub(), monkeypatch)] == [0.5, 1.0, None, None]
 
 
 def test_the_slow_are_asked_for_little(monkeypatch: pytest.MonkeyPatch) -> None:

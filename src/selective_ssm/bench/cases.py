@@ -101,6 +101,7 @@ class WritingCase:
         new_tokens: how many are written after each.
         dtype: of the parameters.
         read_at_once: tokens of prompts that ours reads at once.
+        seconds: that a figure's rounds may take; slower calls are timed less often, once at least.
         patience: seconds; whoever takes longer is not asked for more.
     """
 
@@ -110,6 +111,7 @@ class WritingCase:
     new_tokens: int
     dtype: torch.dtype = torch.bfloat16
     read_at_once: int = 2**14
+    seconds: float = 1.0
     patience: float = 10.0
 
     @property

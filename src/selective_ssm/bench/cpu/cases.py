@@ -100,13 +100,14 @@ DECODE = (DecodeCase(preset="mamba-130m"),)
 _WRITING = WritingCase(
     preset="mamba-130m",
     over="batch",
-    shapes=tuple((2**power, 512) for power in range(6)),
+    shapes=tuple((2**power, 512) for power in range(5)),
     new_tokens=128,
     dtype=torch.float32,
     read_at_once=2**11,
+    seconds=10.0,
     patience=60.0,
 )
 GENERATE = (
     _WRITING,
-    replace(_WRITING, over="length", shapes=tuple((1, 2**power) for power in range(9, 15)), new_tokens=32),
+    replace(_WRITING, over="length", shapes=tuple((1, 2**power) for power in range(9, 14)), new_tokens=32),
 )
