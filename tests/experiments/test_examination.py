@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from selective_ssm.experiments import examination
-from selective_ssm.experiments.examination import examined
+from selective_ssm.experiments.examination import drawn_together, examined
 from selective_ssm.layers import AttentionConfig, MambaConfig, MixerConfig
 from selective_ssm.models import LanguageModel, LanguageModelConfig
 from selective_ssm.tasks import InductionHeads, MultiQueryRecall, SelectiveCopying, Share, SyntheticTask
@@ -42,6 +42,12 @@ def test_states_that_grow_are_kept_of_fewer_rows(
     model.register_forward_pre_hook(lambda _, inputs: seen.add(tuple(inputs[0].shape)))
     examined(model, InductionHeads(length=24, vocab_size=8), 40)
     assert max(seen) == (rows, 10)
+
+
+@pytest.mark.parametrize(("length", "rows"), [(2**6, 64), (2**16, 64), (2**17, 32), (2**20, 4), (2**24, 1)])
+def test_long_rows_are_drawn_a_few_at_a_time(length: int, rows: int) -> None:
+    assert drawn_together(length, torch.device("cpu")) == rows
+    assert drawn_together(length, torch.device("cuda")) == 64
 
 
 def test_nothing_asked() -> None:

@@ -51,8 +51,7 @@ def test_an_interruption_changes_nothing(tmp_path: Path, at: int, device: torch.
 
 
 def test_tests_are_interrupted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selective_ssm.experiments.run.TOGETHER", 3)
-    monkeypatch.setattr("selective_ssm.experiments.examination.TOGETHER", 3)
+    monkeypatch.setattr("selective_ssm.experiments.examination._ROWS_DRAWN", 3)
     assert go_on(TINY, RUN, tmp_path / "whole", CPU, until=never)
     parts = 2 * 3 + 1  # eight rows at each of two lengths, two at a far one
     for part in range(parts - 1):

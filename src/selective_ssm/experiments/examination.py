@@ -12,9 +12,16 @@ _CHUNK = 2**14
 """Tokens of one row that are read at once."""
 _TOKENS, _TOKENS_ON_GPU = 2**18, 2**20
 """Tokens of all rows that are read, or kept, at once: enough to keep a device busy."""
-TOGETHER = 64
-"""Rows that are drawn at once, however many are read side by side."""
+_DRAWN, _DRAWN_ON_GPU = 2**22, 2**30
+"""Tokens of rows that are drawn at once: on a CPU 64 MiB, and less than a minute's work for two small layers."""
+_ROWS_DRAWN = 64
+"""At most, however short they are."""
 NOTHING_ASKED = Recall(tokens=Share(right=0, all=0), sequences=Share(right=0, all=0))
+
+
+def drawn_together(length: int, device: torch.device) -> int:
+    """How many rows are drawn at once, however many are read side by side: the steps in which a test goes on."""
+    return max(1, min(_ROWS_DRAWN, (_DRAWN_ON_GPU if device.type == "cuda" else _DRAWN) // length))
 
 
 @torch.no_grad()
@@ -34,11 +41,11 @@ def examined(model: LanguageModel, task: SyntheticTask, rows: int, *, first: int
     found = NOTHING_ASKED
     tokens = _TOKENS_ON_GPU if device.type == "cuda" else _TOKENS
     kept = task.length if model.backbone.state_grows else min(task.length, _CHUNK)
-    together = max(1, min(TOGETHER, tokens // kept))
-    for index, start in enumerate(range(0, rows, TOGETHER)):
-        batch = task.draw(min(TOGETHER, rows - start), generator_of(0, device, step=first + index, is_test=True))
-        for part in range(0, len(batch.ids), together):
-            some = Batch(batch.ids[part : part + together], batch.targets[part : part + together], None)
+    drawn, side_by_side = drawn_together(task.length, device), max(1, tokens // kept)
+    for index, start in enumerate(range(0, rows, drawn)):
+        batch = task.draw(min(drawn, rows - start), generator_of(0, device, step=first + index, is_test=True))
+        for part in range(0, len(batch.ids), side_by_side):
+            some = Batch(batch.ids[part : part + side_by_side], batch.targets[part : part + side_by_side], None)
             found = found + _answered(model, some)
     return found
 

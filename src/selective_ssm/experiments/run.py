@@ -16,7 +16,7 @@ from torch import Tensor
 from selective_ssm.config import to_tagged
 from selective_ssm.errors import FileProblem
 from selective_ssm.experiments.cell import CellConfig, Run
-from selective_ssm.experiments.examination import NOTHING_ASKED, TOGETHER, examined
+from selective_ssm.experiments.examination import NOTHING_ASKED, drawn_together, examined
 from selective_ssm.experiments.learner import Learner
 from selective_ssm.files import owned, read_json, read_metadata, read_tensors, write_json, write_tensors
 from selective_ssm.tasks import Recall, Share, SyntheticTask, generator_of
@@ -114,8 +114,9 @@ class Training:
         assert length is not None
         before = self.tests.get(length, NOTHING_ASKED)
         rows = before.sequences.all
-        task, some = replace(self.cell.task, length=length), min(TOGETHER, self.cell.tests[length] - rows)
-        self.tests[length] = before + self._examined(task, some, first=_FIRST_TEST + rows // TOGETHER)
+        together = drawn_together(length, self.device)
+        task, some = replace(self.cell.task, length=length), min(together, self.cell.tests[length] - rows)
+        self.tests[length] = before + self._examined(task, some, first=_FIRST_TEST + rows // together)
 
     def _examined(self, task: SyntheticTask, rows: int, *, first: int = 0) -> Recall:
         with self.learner.precision():
