@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 
 from selective_ssm.cli import main, reproduce
 from selective_ssm.cli.parser import Parser
+from selective_ssm.experiments.run import Training, steps_of
 from selective_ssm.files import read_json
 from selective_ssm.recipes import cell_path, cells
 
@@ -45,6 +48,23 @@ def test_runs_are_packed_and_gone_on_with(tmp_path: Path, capsys: pytest.Capture
     assert "0 runs written" in capsys.readouterr().out
     assert main([*given, "--unpack", str(tmp_path / "left.tar.xz")]) == 0
     assert "0 runs taken" in capsys.readouterr().out
+
+
+def test_ctrl_c_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn = Training.learn
+
+    def interrupted(training: Training) -> None:
+        learn(training)
+        if training.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    given = words("table2", "mamba", tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "learn", interrupted)
+        assert main(given) == 130
+    assert steps_of(tmp_path / "table2" / "mamba" / "lr-0.001-seed-0") == 2
+    assert main(given) == 0
+    assert read_json(tmp_path / "table2" / "mamba.json")["runs"][0]["steps"] == 3
 
 
 @pytest.mark.parametrize("code", [0, 3])

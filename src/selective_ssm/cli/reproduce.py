@@ -87,19 +87,42 @@ def _cell(options: Namespace, name: str, root: Path) -> Cell:
 
 
 def _work(options: Namespace, chosen: dict[str, Cell], device: torch.device) -> None:
-    """Train here, or with a process for each GPU where ``cuda`` is asked for and there are several."""
+    """Train here, or with a process for each GPU where ``cuda`` is asked for and there are several.
+
+    Ctrl-C and SIGTERM end it after a step, when all that going on needs is written down.
+    """
     from selective_ssm.experiments.grid import work_through
+    from selective_ssm.training.signals import StopSignals
 
     count = torch.cuda.device_count() if str(options.device) == "cuda" else 1
     if count > 1:
-        command = [sys.executable, "-m", "selective_ssm", *sys.argv[1:], "--plot", "false", "--device"]
-        commands = [[*command, f"cuda:{index}"] for index in range(count)]
-        processes = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for command in commands]
-        if failed := [index for index, process in enumerate(processes) if process.wait()]:
-            raise UserError(f"the processes of GPUs {', '.join(map(str, failed))} failed; what they said stands above")
+        _work_on_all(count)
         return
     end = time.monotonic() + 60 * (options.minutes or float("inf"))
-    work_through(chosen, device, until=lambda: time.monotonic() > end, told=print)
+    with StopSignals() as signals:
+        work_through(chosen, device, until=lambda: signals.received is not None or time.monotonic() > end, told=print)
+    signals.leave()
+
+
+def _work_on_all(count: int) -> None:
+    """Run the same command on each GPU, in a process of its own."""
+    from selective_ssm.training.signals import StopSignals
+
+    command = [sys.executable, "-m", "selective_ssm", *sys.argv[1:], "--plot", "false", "--device"]
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def end_all() -> None:
+        for process in processes:
+            process.terminate()
+
+    with StopSignals(end_all) as signals:
+        processes += [
+            subprocess.Popen([*command, f"cuda:{index}"], stdout=subprocess.DEVNULL) for index in range(count)
+        ]
+        codes = [process.wait() for process in processes]
+    signals.leave()
+    if failed := [index for index, code in enumerate(codes) if code]:
+        raise UserError(f"the processes of GPUs {', '.join(map(str, failed))} failed; what they said stands above")
 
 
 def _about(device: torch.device) -> dict[str, Any]:
