@@ -88,7 +88,7 @@ bench-cuda: $(INSTALLED)
 
 # On a machine that does nothing else; peers that are not installed are told as such (pip install transformers mambapy).
 bench-cpu: native
-	for subject in scan conv step model decode transformers; do \
+	for subject in scan conv step model decode generate transformers; do \
 	    $(BIN)/python -m selective_ssm bench $$subject --device cpu --peer transformers,mambapy || exit; \
 	done
 
