@@ -14,6 +14,7 @@ from rich.table import Table as RichTable
 
 from selective_ssm import plots
 from selective_ssm.experiments.grid import Cell
+from selective_ssm.tasks import Share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,32 +78,31 @@ def counted(cells: Iterable[Cell]) -> RichTable:
 
 
 def draw(table: Table, cells: Iterable[Cell], path: Path) -> None:
-    """Draw right answers over the length, or over the steps of training; cells that are not done are left out."""
+    """Draw right answers over the length, or over the steps of training, a line a seed, of the cells that are done."""
     figure, (axes,) = plots.panels()
-    for cell in cells:
-        summary = cell.summary()
-        if "tests" not in summary:
-            continue
-        points = _over_length(summary) if table.lengths else _over_steps(summary)
-        axes.plot(
-            [x for x, _ in points], [100 * y for _, y in points], marker="." if table.lengths else "", label=cell.name
-        )
+    done = [summary for cell in cells if "tests" in (summary := cell.summary())]
+    for index, summary in enumerate(done):
+        label = summary["cell"]
+        for run in summary["runs"]:
+            if run["learning_rate"] == summary["learning rate"]:
+                points = _over_length(run) if table.lengths else _over_steps(run)
+                x, y = [at for at, _ in points], [100 * share for _, share in points]
+                axes.plot(x, y, color=f"C{index}", marker="." if table.lengths else "", linewidth=1, label=label)
+                label = ""
     axes.set(xlabel="length" if table.lengths else "steps", ylabel="right answers, %", ylim=(0, 101))
     if table.lengths:
         axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize="small")
+    if done:
+        figure.legend(loc="outside right upper", fontsize="small")
     plots.save(figure, path)
 
 
-def _over_length(summary: Mapping[str, Any]) -> list[tuple[int, float]]:
-    return [(int(length), test["tokens"]["mean"]) for length, test in summary["tests"].items()]
+def _over_length(run: Mapping[str, Any]) -> list[tuple[int, float]]:
+    return [(int(length), Share(**test["tokens"]).value) for length, test in run["tests"].items()]
 
 
-def _over_steps(summary: Mapping[str, Any]) -> list[tuple[int, float]]:
-    """The curve of the first seed at the learning rate that did best."""
-    run = next(one for one in summary["runs"] if one["learning_rate"] == summary["learning rate"] and not one["seed"])
+def _over_steps(run: Mapping[str, Any]) -> list[tuple[int, float]]:
     return [(look["step"], look["tokens"]) for look in run["looks"]]
 
 
