@@ -82,13 +82,12 @@ def draw(table: Table, cells: Iterable[Cell], path: Path) -> None:
     figure, (axes,) = plots.panels()
     done = [summary for cell in cells if "tests" in (summary := cell.summary())]
     for index, summary in enumerate(done):
-        label = summary["cell"]
-        for run in summary["runs"]:
-            if run["learning_rate"] == summary["learning rate"]:
-                points = _over_length(run) if table.lengths else _over_steps(run)
-                x, y = [at for at, _ in points], [100 * share for _, share in points]
-                axes.plot(x, y, color=f"C{index}", marker="." if table.lengths else "", linewidth=1, label=label)
-                label = ""
+        judged = [run for run in summary["runs"] if run["learning_rate"] == summary["learning rate"]]
+        for run in judged:
+            points = _over_length(run) if table.lengths else _over_steps(run)
+            x, y = [at for at, _ in points], [100 * share for _, share in points]
+            label = None if run["seed"] else summary["cell"]  # once in the legend
+            axes.plot(x, y, color=f"C{index}", marker="." if table.lengths else "", linewidth=1, label=label)
     axes.set(xlabel="length" if table.lengths else "steps", ylabel="right answers, %", ylim=(0, 101))
     if table.lengths:
         axes.set_xscale("log", base=2)
