@@ -6,6 +6,7 @@ import io
 import tarfile
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,19 @@ def test_curves_are_drawn(cell: Cell, tmp_path: Path) -> None:
         drawn = (tmp_path / f"{name}.svg").read_text()
         assert ">tiny<" in drawn
         assert ">absent<" not in drawn
+
+
+def test_a_curve_is_of_one_seed_at_the_rate_that_did_best(cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="needs the extra plots")
+    finish(cell)
+    figures: list[Any] = []
+    monkeypatch.setattr(tables.plots, "save", lambda figure, path: figures.append(figure))
+    tables.draw(tables.TABLES["table2"], [cell], Path("unused.svg"))
+    drawn = [list(line.get_ydata()) for line in figures[0].axes[0].lines]
+    rate = cell.summary()["learning rate"]
+    judged = [result for run, result in sorted(cell.results().items()) if run.learning_rate == rate]
+    assert len(judged) == 2
+    assert drawn == [[100 * Share(**test["tokens"]).value for test in one["tests"].values()] for one in judged]
 
 
 def test_runs_go_on_elsewhere(cell: Cell, tmp_path: Path) -> None:
