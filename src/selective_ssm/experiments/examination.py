@@ -12,8 +12,8 @@ _CHUNK = 2**14
 """Tokens of one row that are read at once."""
 _TOKENS, _TOKENS_ON_GPU = 2**18, 2**20
 """Tokens of all rows that are read, or kept, at once: enough to keep a device busy."""
-_DRAWN, _DRAWN_ON_GPU = 2**22, 2**30
-"""Tokens of rows that are drawn at once: on a CPU 64 MiB, and less than a minute's work for two small layers."""
+_DRAWN, _DRAWN_ON_GPU = 2**22, 2**28
+"""Tokens of rows that are drawn at once, 16 bytes each: on a CPU less than a minute's work for two small layers."""
 _ROWS_DRAWN = 64
 """At most, however short they are."""
 NOTHING_ASKED = Recall(tokens=Share(right=0, all=0), sequences=Share(right=0, all=0))
